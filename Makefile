@@ -1,0 +1,59 @@
+# Counterfoil. `make` lists the targets. Python 3.11+ and make are all that must be there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# SDK versions the tests call beside the locked one; each lies alone in a directory of its own.
+SDK_VERSIONS := 1.14.0 1.20.0 1.33.0
+SDKS := $(SDK_VERSIONS:%=.sdk/%/.ready)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format demo bench lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+run: $(READY) ## Set everything up and start the gateway with embedded defaults
+	@test -e counterfoil.toml || $(BIN)/counterfoil init
+	@exec $(BIN)/counterfoil serve
+
+test: $(READY) $(SDKS) ## Set everything up and pass the tests
+	@$(BIN)/pytest -n auto --dist worksteal $(ARGS)
+
+check: $(READY) ## Lint, types, import rules and links of the docs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(READY) ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+demo: $(READY) ## Send the CDNOW purchases through the official SDK and compare the sums
+	@$(BIN)/python examples/cdnow/demo.py
+
+bench: $(READY) ## Measure the speed, with the floors beside it
+	@$(BIN)/python -m bench $(ARGS)
+
+lock: $(READY) ## Resolve the dependencies anew into requirements.lock
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --group dev pyproject.toml -o requirements.lock
+
+clean: ## Remove what make set up
+	rm -rf $(VENV) .sdk .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Counterfoil needs Python 3.11 or newer; $(PYTHON) is older. Name another: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "This Python comes without venv: install the package python3-venv, then run make again."; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(READY): requirements.lock pyproject.toml | $(VENV)/bin/python
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
+	@touch $@
+
+.sdk/%/.ready: $(READY)
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --target .sdk/$* oursprivacy-client==$*
+	@touch $@

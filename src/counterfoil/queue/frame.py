@@ -1,0 +1,268 @@
+"""A frame: the accepted rows of one request (or of a part of a large one) as they lie in the queue.
+
+Little-endian; a frame begins at a multiple of 8 bytes and is padded with zeros to one.
+
+    offset  bytes  field
+    0       8      mark, FRAME_MARK
+    8       8      checksum: xxh3-64, seeded with the directory's id, over bytes 0 to 8 and 16 to `length`
+    16      4      length: bytes of the frame without its padding
+    20      2      format version, 1
+    22      1      kind, 1: rows
+    23      1      frame flags; bit 0: the rows are compressed with zstd
+    24      8      flushed: the offset up to which this file was flushed when this frame was written
+    32      4      segment: the number of the segment it was written to
+    36      4      row count, n
+    40      8      offset: where in the segment it was written
+    48      8      received at, ms since the Unix epoch
+    56      16     request id, a UUIDv7
+    72      4      bytes of the origin
+    76      4      bytes of the rows, not compressed
+    80             origin: JSON of `Origin`, padded to 8
+                   key hashes: 16 n bytes
+                   content hashes: 8 n bytes
+                   row ends: 4 n bytes, padded to 8; where each row ends in the rows
+                   destination sets: 2 n bytes, padded to 8
+                   row flags: n bytes, padded to 8
+                   rows: canonical JSON, one a line, no line end after the last
+
+Invariants:
+    F1. A frame whose checksum holds was written whole, to this directory, this segment and this offset.
+    F2. Every row is one line: `rows[row_ends[i - 1] + 1 : row_ends[i]]`, and the last row ends where the rows end.
+
+The length stands outside nothing: a flipped bit in it makes the checksum fail, and FRAME_BYTES_MAX bounds what a
+reader asks for before it knows.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Sequence
+from itertools import accumulate
+
+import msgspec
+import numpy as np
+import xxhash
+import zstandard
+
+from counterfoil.contract.facts import CONTENT_HASH_BYTES, KEY_HASH_BYTES, FrameFacts
+from counterfoil.errors import FrameDamaged
+from counterfoil.positions import FRAME_ALIGNMENT, DirectoryId, FramePosition, SegmentNumber
+
+FRAME_MARK = b"\xf0CFOIL\x0d\x0a"
+"""Not UTF-8 at its first byte, so no row holds it."""
+
+FRAME_VERSION = 1
+FRAME_BYTES_MAX = 64 * 1024 * 1024
+ROWS_A_FRAME_MAX = 65_535
+"""A row's index in its frame is 2 bytes in a packed position."""
+
+KIND_ROWS = 1
+FLAG_COMPRESSED = 1
+
+_HEADER = struct.Struct("<8sQIHBBQIIQq16sII")
+_AFTER_CHECKSUM = struct.Struct("<IHBBQIIQq16sII")
+HEADER_BYTES = _HEADER.size
+
+
+class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What all rows of a frame share and the server knows by itself."""
+
+    source: str
+    destination_sets: tuple[tuple[str, ...], ...] = ()
+    sender_version: str | None = None
+    """`ingest-sdk-<lang>/<version>` from the request's headers (contract.md section 4)."""
+
+
+class FrameDraft(msgspec.Struct, frozen=True, gc=False):
+    """A frame that has no place yet: all but the header, as the gateway hands it to the queue."""
+
+    body: bytes
+    row_count: int
+    received_at_ms: int
+    request_id: bytes
+    origin_bytes: int
+    rows_bytes: int
+    is_compressed: bool
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """A frame that was read back whole; `rows` is not compressed."""
+
+    position: FramePosition
+    frame_bytes: int
+    """Bytes in the segment, padding included: the next frame begins at `position.offset + frame_bytes`."""
+    flushed: int
+    received_at_ms: int
+    request_id: bytes
+    sender_version: str | None
+    facts: FrameFacts
+    row_ends: list[int]
+    rows: bytes
+
+    def row(self, row_index: int) -> bytes:
+        """The canonical JSON of one row, without a line end."""
+        start = self.row_ends[row_index - 1] + 1 if row_index else 0
+        return self.rows[start : self.row_ends[row_index]]
+
+
+def draft_frame(
+    *,
+    origin: bytes,
+    rows: Sequence[bytes],
+    key_hashes: Sequence[bytes],
+    content_hashes: Sequence[bytes],
+    destination_set: bytes | None = None,
+    flags: bytes | None = None,
+    received_at_ms: int,
+    request_id: bytes,
+    compressor: zstandard.ZstdCompressor | None = None,
+) -> FrameDraft:
+    """The frame of `n` rows, from 1 to ROWS_A_FRAME_MAX, as columns of their facts.
+
+    `origin` is the JSON of an `Origin` (made once and kept by the caller). `destination_set` is 2n bytes of
+    little-endian indexes and `flags` n bytes; None is zeros.
+    """
+    row_count = len(rows)
+    joined = b"\n".join(rows)
+    rows_bytes = len(joined)
+    # Each end counts the line ends before it: i rows are followed by i line ends.
+    ends = array("I", (end + i for i, end in enumerate(accumulate(map(len, rows)))))
+    parts = (
+        origin,
+        bytes(_padding(len(origin))),
+        *key_hashes,
+        *content_hashes,
+        ends.tobytes(),
+        bytes(_padding(4 * row_count)),
+        bytes(2 * row_count) if destination_set is None else destination_set,
+        bytes(_padding(2 * row_count)),
+        bytes(row_count) if flags is None else flags,
+        bytes(_padding(row_count)),
+        joined if compressor is None else compressor.compress(joined),
+    )
+    return FrameDraft(
+        body=b"".join(parts),
+        row_count=row_count,
+        received_at_ms=received_at_ms,
+        request_id=request_id,
+        origin_bytes=len(origin),
+        rows_bytes=rows_bytes,
+        is_compressed=compressor is not None,
+    )
+
+
+def seal_frame(draft: FrameDraft, position: FramePosition, flushed: int) -> tuple[bytes, bytes, bytes]:
+    """The bytes of a frame at its place: header, body and padding, to be written one after the other."""
+    length = HEADER_BYTES + len(draft.body)
+    rest = _AFTER_CHECKSUM.pack(
+        length,
+        FRAME_VERSION,
+        KIND_ROWS,
+        FLAG_COMPRESSED if draft.is_compressed else 0,
+        flushed,
+        position.segment,
+        draft.row_count,
+        position.offset,
+        draft.received_at_ms,
+        draft.request_id,
+        draft.origin_bytes,
+        draft.rows_bytes,
+    )
+    checksum = xxhash.xxh3_64(FRAME_MARK, seed=_seed(position.directory))
+    checksum.update(rest)
+    checksum.update(draft.body)
+    header = FRAME_MARK + checksum.intdigest().to_bytes(8, "little") + rest
+    return header, draft.body, bytes(_padding(length))
+
+
+def sealed_bytes(draft: FrameDraft) -> int:
+    """How many bytes of a segment the frame takes, padding included."""
+    length = HEADER_BYTES + len(draft.body)
+    return length + _padding(length)
+
+
+def parse_frame(buffer: bytes | memoryview, start: int, position: FramePosition) -> Frame:
+    """The frame that begins at `start` in `buffer`, which was read from `position`.
+
+    Raises FrameDamaged with the reason when no whole frame of this place begins there; when the buffer is too short
+    for it, the reason is `truncated`.
+    """
+    view = memoryview(buffer)[start:]
+    length, fields = _checked_header(view, position)
+    (flags, flushed, row_count, received_at_ms, request_id, origin_bytes, rows_bytes) = fields
+    frame = view[:length]
+    at = HEADER_BYTES
+    origin = msgspec.json.decode(frame[at : at + origin_bytes], type=Origin)
+    at += _aligned(origin_bytes)
+    key_hashes = np.frombuffer(frame, np.uint8, KEY_HASH_BYTES * row_count, at).reshape(row_count, KEY_HASH_BYTES)
+    at += KEY_HASH_BYTES * row_count
+    content_hashes = np.frombuffer(frame, np.dtype("<u8"), row_count, at)
+    at += CONTENT_HASH_BYTES * row_count
+    row_ends = np.frombuffer(frame, np.dtype("<u4"), row_count, at)
+    at += _aligned(4 * row_count)
+    destination_set = np.frombuffer(frame, np.dtype("<u2"), row_count, at)
+    at += _aligned(2 * row_count)
+    row_flags = np.frombuffer(frame, np.uint8, row_count, at)
+    at += _aligned(row_count)
+    rows = bytes(frame[at:])
+    if flags & FLAG_COMPRESSED:
+        rows = zstandard.ZstdDecompressor().decompress(rows, max_output_size=rows_bytes)
+    return Frame(
+        position=position,
+        frame_bytes=_aligned(length),
+        flushed=flushed,
+        received_at_ms=received_at_ms,
+        request_id=request_id,
+        sender_version=origin.sender_version,
+        facts=FrameFacts(
+            source=origin.source,
+            destination_sets=origin.destination_sets,
+            key_hashes=key_hashes,
+            content_hashes=content_hashes,
+            destination_set=destination_set,
+            flags=row_flags,
+        ),
+        row_ends=row_ends.tolist(),
+        rows=rows,
+    )
+
+
+_CheckedFields = tuple[int, int, int, int, bytes, int, int]
+
+
+def _checked_header(view: memoryview, position: FramePosition) -> tuple[int, _CheckedFields]:
+    if len(view) < HEADER_BYTES:
+        raise FrameDamaged("truncated")
+    (mark, checksum, length, version, kind, flags, flushed, segment, row_count, offset, received, request, origin,
+     rows) = _HEADER.unpack_from(view)  # fmt: skip
+    if mark != FRAME_MARK:
+        raise FrameDamaged("no frame mark")
+    # One flipped bit here would ask for 4 GiB; no frame is larger than FRAME_BYTES_MAX.
+    if not HEADER_BYTES <= length <= FRAME_BYTES_MAX:
+        raise FrameDamaged("impossible length")
+    if len(view) < length:
+        raise FrameDamaged("truncated")
+    digest = xxhash.xxh3_64(view[:8], seed=_seed(position.directory))
+    digest.update(view[16:length])
+    if digest.intdigest() != checksum:
+        raise FrameDamaged("checksum differs")
+    if (segment, offset) != (position.segment, position.offset):
+        raise FrameDamaged("written for another place")
+    if version != FRAME_VERSION or kind != KIND_ROWS:
+        raise FrameDamaged("unknown format version")
+    return length, (flags, flushed, row_count, received, request, origin, rows)
+
+
+
+
+def _seed(directory: DirectoryId) -> int:
+    return int.from_bytes(directory, "little")
+
+
+def _aligned(size: int) -> int:
+    return size + _padding(size)
+
+
+def _padding(size: int) -> int:
+    return -size % FRAME_ALIGNMENT
