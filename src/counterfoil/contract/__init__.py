@@ -1,0 +1,1 @@
+"""What the API says, as pure functions: bytes in, judged rows and answers out. No I/O, no clock."""

@@ -1,0 +1,1 @@
+"""The durable log: frames in, and nothing acknowledged that is not flushed."""

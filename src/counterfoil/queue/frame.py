@@ -47,7 +47,7 @@ import zstandard
 
 from counterfoil.contract.facts import CONTENT_HASH_BYTES, KEY_HASH_BYTES, FrameFacts
 from counterfoil.errors import FrameDamaged
-from counterfoil.positions import FRAME_ALIGNMENT, DirectoryId, FramePosition, SegmentNumber
+from counterfoil.positions import FRAME_ALIGNMENT, DirectoryId, FramePosition
 
 FRAME_MARK = b"\xf0CFOIL\x0d\x0a"
 """Not UTF-8 at its first byte, so no row holds it."""
@@ -252,8 +252,6 @@ def _checked_header(view: memoryview, position: FramePosition) -> tuple[int, _Ch
     if version != FRAME_VERSION or kind != KIND_ROWS:
         raise FrameDamaged("unknown format version")
     return length, (flags, flushed, row_count, received, request, origin, rows)
-
-
 
 
 def _seed(directory: DirectoryId) -> int:

@@ -1,0 +1,1 @@
+"""Where rows go: the interface, and one module for each kind of destination."""

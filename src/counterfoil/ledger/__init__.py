@@ -1,0 +1,1 @@
+"""What became of each row: seen index, verdicts, counters, cursors."""

@@ -1,0 +1,1 @@
+"""Settle and deliver: the loops that move rows on."""
