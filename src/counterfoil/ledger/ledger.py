@@ -1,0 +1,494 @@
+"""The ledger: one writer, readers in other processes.
+
+The family `default` holds, big-endian:
+
+    key                                   value
+    format                                format version (2)
+    id                                    the ledger's UUID (16)
+    clock                                 time in ms (8), time observed running in ms (8)
+    generations                           a record of 20 bytes each, see `generations.py`
+    group                                 the last group's number (8)
+    source/NAME                           accepted, new, duplicate, conflict, blocked, test (8 each)
+    routed/SOURCE/SET                     new rows meant for a set of destinations (8); SET is the names joined by
+                                          commas, empty for none, * for every destination
+    reading/DIRECTORY                     where settle goes on reading (16)
+    destination/NAME                      start group, cursor, base, delivered, dead (8 each)
+    damage/NUMBER                         position (16), bytes (8), reason
+
+Counters are kept in memory by the writer and written whole: it is the only one, and RocksDB's merge is not at hand.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+from uuid import UUID
+
+from counterfoil.contract.facts import Verdict
+from counterfoil.errors import LedgerUnusable, LedgerWriteFailed
+from counterfoil.ledger.generations import (
+    Generation,
+    LedgerClock,
+    pack_clock,
+    pack_generations,
+    plan_generations,
+    unpack_clock,
+    unpack_generations,
+)
+from counterfoil.ledger.records import (
+    FORMAT_VERSION,
+    MS_A_DAY,
+    ROWS_A_GROUP_MAX,
+    Books,
+    DamageRecord,
+    DeadLetter,
+    DeadRow,
+    DeliveryRecord,
+    DestinationCounts,
+    DestinationState,
+    FoundRow,
+    Group,
+    GroupNumber,
+    RoutedCount,
+    Seq,
+    Settled,
+    SourceCounts,
+    group_of,
+    pack_damage,
+    pack_dead,
+    pack_delivery,
+    pack_group,
+    unpack_damage,
+    unpack_dead,
+    unpack_delivery,
+    unpack_group,
+    unpack_seen,
+)
+from counterfoil.ledger.settings import LedgerSettings
+from counterfoil.ledger.store import DEAD, DELIVERIES, FACTS, GROUPS, Batch, Store, repeats_family, seen_family
+from counterfoil.positions import DirectoryId, FramePosition
+
+Mode = Literal["write", "read"]
+
+_FORMAT = b"format"
+_ID = b"id"
+_CLOCK = b"clock"
+_GENERATIONS = b"generations"
+_GROUP = b"group"
+_SOURCE = b"source/"
+_ROUTED = b"routed/"
+_READING = b"reading/"
+_DESTINATION = b"destination/"
+_DAMAGE = b"damage/"
+
+_U16 = struct.Struct(">H")
+_U64 = struct.Struct(">Q")
+_COUNTS = struct.Struct(">QQQQQQ")
+
+_Routed = tuple[str, tuple[str, ...] | None]
+
+
+class Ledger:
+    """What became of each row. Made by `open`; the threads of one process may share it."""
+
+    def __init__(self, store: Store, *, is_writer: bool) -> None:
+        self._store = store
+        self._is_writer = is_writer
+        self._lock = threading.Lock()
+        self._failure: str | None = None
+        self._load()
+
+    # Opening
+
+    @classmethod
+    def open(cls, path: Path, settings: LedgerSettings, ledger_id: UUID, *, mode: Mode) -> Ledger:
+        """The ledger at `path`: made when it is not there and `mode` is "write".
+
+        "read" sees the moment of opening (see `catch_up`), also while another process writes. Raises LedgerUnusable
+        with one line when it is another queue's, of a newer format, damaged, in use by another writer or not there.
+        """
+        store = Store(path, settings, is_writer=mode == "write")
+        try:
+            if mode == "write" and store.get(FACTS, _FORMAT) is None:
+                _begin(store, ledger_id)
+            _check(store, path, ledger_id)
+            return cls(store, is_writer=mode == "write")
+        except BaseException:
+            store.close()
+            raise
+
+    def close(self) -> None:
+        """Close; closing twice is harmless."""
+        with self._lock:
+            self._store.close()
+
+    def catch_up(self) -> None:
+        """Let a reader see the present moment."""
+        assert not self._is_writer
+        with self._lock:
+            self._store.catch_up()
+            families = {seen_family(generation.number) for generation in self._stored_generations()}
+            if not families <= self._store.families():
+                self._store.reopen()
+            self._load()
+
+    def _stored_generations(self) -> tuple[Generation, ...]:
+        return unpack_generations(self._store.get(FACTS, _GENERATIONS) or b"")
+
+    def _load(self) -> None:
+        facts = dict(self._store.items(FACTS, b""))
+        self._last_group = GroupNumber(_U64.unpack(facts[_GROUP])[0])
+        self._clock = unpack_clock(facts[_CLOCK])
+        self._generations = unpack_generations(facts[_GENERATIONS])
+        self._sources: dict[str, SourceCounts] = {}
+        self._routed: dict[_Routed, int] = {}
+        self._reading: dict[DirectoryId, FramePosition] = {}
+        self._destinations: dict[str, DestinationState] = {}
+        self._damages = 0
+        for key, value in facts.items():
+            if key.startswith(_SOURCE):
+                name = key[len(_SOURCE) :].decode()
+                self._sources[name] = SourceCounts(name, *_COUNTS.unpack(value))
+            elif key.startswith(_ROUTED):
+                self._routed[_unpack_routed(key)] = _U64.unpack(value)[0]
+            elif key.startswith(_READING):
+                position = FramePosition.unpack(value)
+                self._reading[position.directory] = position
+            elif key.startswith(_DESTINATION):
+                self._destinations[key[len(_DESTINATION) :].decode()] = DestinationState.unpack(value)
+            elif key.startswith(_DAMAGE):
+                self._damages += 1
+
+    # What settle reads and writes
+
+    def reading_positions(self) -> dict[DirectoryId, FramePosition]:
+        """Where settle goes on reading, for each writer's directory it has read from."""
+        with self._lock:
+            return dict(self._reading)
+
+    def last_group(self) -> GroupNumber:
+        """The number of the last group; 0 when nothing was settled yet."""
+        return self._last_group
+
+    def time_ms(self) -> int:
+        """The latest time the ledger has recorded; what it records next is no earlier."""
+        return self._clock.time_ms
+
+    def seen(self, key_hashes: list[bytes]) -> list[bytes | None]:
+        """For each key hash what `pack_seen` made of its first row, or None; sorted hashes are cheapest."""
+        newest, *older = [seen_family(generation.number) for generation in reversed(self._generations)]
+        found = self._store.get_all(newest, key_hashes)
+        for family in older:
+            missing = [index for index, value in enumerate(found) if value is None]
+            if not missing:
+                break
+            values = self._store.get_all(family, [key_hashes[index] for index in missing])
+            for index, value in zip(missing, values, strict=True):
+                found[index] = value
+        return found
+
+    def record(self, settled: Settled) -> None:
+        """Record what settle found: one batch, flushed when this returns.
+
+        Raises LedgerWriteFailed: nothing of it counts, and this ledger takes nothing more until it is opened anew.
+        """
+        with self._lock:
+            batch = self._batch()
+            last_group, clock = self._last_group, self._clock
+            if settled.group is not None:
+                group = settled.group
+                assert group.number == self._last_group + 1
+                assert 0 < group.row_count <= ROWS_A_GROUP_MAX
+                assert group.settled_at_ms >= clock.time_ms
+                last_group = group.number
+                clock = LedgerClock(group.settled_at_ms, clock.observed_ms)
+                batch.put(GROUPS, _U64.pack(group.number), pack_group(group))
+                batch.put(FACTS, _GROUP, _U64.pack(group.number))
+                batch.put(FACTS, _CLOCK, pack_clock(clock))
+            generation = self._generations[-1].number
+            batch.put_all(seen_family(generation), settled.new_keys, settled.seen)
+            batch.put_all(repeats_family(generation), settled.repeats, settled.repeat_verdicts)
+            sources = self._added_sources(settled.source_counts)
+            for counts in sources:
+                batch.put(FACTS, _SOURCE + counts.source.encode(), _pack_counts(counts))
+            routed = self._added_routed(settled.group.routed if settled.group else ())
+            for key, row_count in routed.items():
+                batch.put(FACTS, _pack_routed(key), _U64.pack(row_count))
+            for position in settled.reading_positions:
+                batch.put(FACTS, _READING + position.directory, position.pack())
+            for number, damage in enumerate(settled.damages, self._damages + 1):
+                batch.put(FACTS, _DAMAGE + _U64.pack(number), pack_damage(damage))
+            self._write(batch)
+            self._last_group, self._clock = last_group, clock
+            self._sources.update((counts.source, counts) for counts in sources)
+            self._routed.update(routed)
+            self._reading.update((position.directory, position) for position in settled.reading_positions)
+            self._damages += len(settled.damages)
+
+    def tend(self, now_ms: int, running_ms: int, horizon_ms: int) -> None:
+        """Let time pass: `running_ms` more were observed; generations begin and go when their time is over."""
+        with self._lock:
+            clock = self._clock.advanced(now_ms, running_ms)
+            plan = plan_generations(self._generations, clock, horizon_ms)
+            for generation in plan.begun:
+                self._store.create(seen_family(generation.number))
+                self._store.create(repeats_family(generation.number))
+            batch = self._batch()
+            batch.put(FACTS, _CLOCK, pack_clock(clock))
+            batch.put(FACTS, _GENERATIONS, pack_generations(plan.kept))
+            self._write(batch)
+            self._clock, self._generations = clock, plan.kept
+            # Named no more, then removed: a crash between leaves families that the next start removes.
+            _drop_unnamed(self._store, plan.kept)
+
+    # What deliver reads and writes
+
+    def groups(self, after: int, count_max: int) -> list[Group]:
+        """Up to `count_max` groups with larger numbers than `after`, in order."""
+        found = islice(self._store.items(GROUPS, _U64.pack(after + 1)), count_max)
+        return [unpack_group(GroupNumber(_U64.unpack(key)[0]), value) for key, value in found]
+
+    def group(self, number: int) -> Group | None:
+        """One group, or None when it is not kept."""
+        packed = self._store.get(GROUPS, _U64.pack(number))
+        return None if packed is None else unpack_group(GroupNumber(number), packed)
+
+    def destinations(self) -> tuple[str, ...]:
+        """The names of all destinations that were ever registered, sorted."""
+        with self._lock:
+            return tuple(sorted(self._destinations))
+
+    def register_destination(self, name: str, *, from_oldest: bool = False) -> None:
+        """Let a destination take part; one that is known already stays as it is.
+
+        A new one takes the rows that are settled from now on, or with `from_oldest` all that are kept.
+        """
+        with self._lock:
+            if name in self._destinations:
+                return
+            start = GroupNumber(self._oldest_group() - 1) if from_oldest else self._last_group
+            earlier = sum(rows for (_, names), rows in self._routed.items() if names is None or name in names)
+            if from_oldest:
+                earlier -= sum(group.routed_to(name) for group in self.groups(start, self._last_group - start))
+            state = DestinationState(start, start, earlier, 0, 0)
+            batch = self._batch()
+            batch.put(FACTS, _DESTINATION + name.encode(), state.pack())
+            self._write(batch)
+            self._destinations[name] = state
+
+    def cursor(self, name: str) -> GroupNumber:
+        """The last group that a destination is through with, by the ledger's copy; 0 is none."""
+        with self._lock:
+            return self._destinations[name].cursor
+
+    def record_delivery(
+        self,
+        name: str,
+        *,
+        first_group: int,
+        last_group: int,
+        delivered_rows: int,
+        dead: Iterable[DeadRow] = (),
+        commit: str,
+        at_ms: int,
+    ) -> None:
+        """Move the copy of a destination's cursor to `last_group`, with what became of the rows up to there; flushed.
+
+        `commit` is what the destination calls what it took. Raises LedgerWriteFailed as `record` does.
+        """
+        dead_rows = tuple(dead)
+        with self._lock:
+            state = self._destinations[name]
+            assert first_group == state.cursor + 1
+            assert first_group <= last_group <= self._last_group
+            moved = DestinationState(
+                state.start_group,
+                GroupNumber(last_group),
+                state.base,
+                state.delivered + delivered_rows,
+                state.dead + len(dead_rows),
+            )
+            record = DeliveryRecord(
+                name, GroupNumber(first_group), GroupNumber(last_group), delivered_rows, len(dead_rows), commit, at_ms
+            )
+            batch = self._batch()
+            batch.put(DELIVERIES, _of_destination(name, last_group), pack_delivery(record))
+            for row in dead_rows:
+                batch.put(DEAD, _of_destination(name, row.seq), pack_dead(row.reason, at_ms))
+            batch.put(FACTS, _DESTINATION + name.encode(), moved.pack())
+            self._write(batch)
+            self._destinations[name] = moved
+
+    # What became of a row
+
+    def lookup(self, key_hash: bytes) -> list[FoundRow]:
+        """All rows of a key that the ledger knows, in the order of settling."""
+        found: list[FoundRow] = []
+        for generation in self._generations:
+            packed = self._store.get(seen_family(generation.number), key_hash)
+            if packed is not None:
+                seq, _, day = unpack_seen(packed)
+                found.append(self._found(seq, Verdict.NEW, day * MS_A_DAY))
+            for key, verdict in self._store.items(repeats_family(generation.number), key_hash, key_hash):
+                seq = Seq(_U64.unpack(key[len(key_hash) :])[0])
+                found.append(self._found(seq, Verdict(verdict[0]), generation.begun_ms))
+        return sorted(found, key=lambda row: row.seq)
+
+    def _found(self, seq: Seq, verdict: Verdict, about_ms: int) -> FoundRow:
+        group = self.group(group_of(seq))
+        if group is None:
+            return FoundRow(seq, None, verdict, about_ms)
+        return FoundRow(seq, group.position_of(seq % ROWS_A_GROUP_MAX), verdict, group.settled_at_ms)
+
+    def delivery_of(self, name: str, group: int) -> DeliveryRecord | None:
+        """The delivery in which a destination got through with a group, or None."""
+        prefix = name.encode() + b"\0"
+        for key, value in self._store.items(DELIVERIES, _of_destination(name, group), prefix):
+            record = unpack_delivery(name, GroupNumber(_U64.unpack(key[len(prefix) :])[0]), value)
+            return record if record.first_group <= group else None
+        return None
+
+    def deliveries(self, name: str) -> Iterable[DeliveryRecord]:
+        """All deliveries of a destination that are kept, in order."""
+        prefix = name.encode() + b"\0"
+        for key, value in self._store.items(DELIVERIES, prefix, prefix):
+            yield unpack_delivery(name, GroupNumber(_U64.unpack(key[len(prefix) :])[0]), value)
+
+    def dead_letter(self, name: str, seq: int) -> DeadLetter | None:
+        """Why a row is dead at a destination, or None when it is not."""
+        packed = self._store.get(DEAD, _of_destination(name, seq))
+        return None if packed is None else unpack_dead(name, Seq(seq), packed)
+
+    def dead_letters(self, name: str) -> Iterable[DeadLetter]:
+        """All dead letters of a destination, in the order of settling."""
+        prefix = name.encode() + b"\0"
+        for key, value in self._store.items(DEAD, prefix, prefix):
+            yield unpack_dead(name, Seq(_U64.unpack(key[len(prefix) :])[0]), value)
+
+    # The books
+
+    def books(self) -> Books:
+        """All counters at one moment."""
+        with self._lock:
+            return Books(
+                sources=tuple(self._sources[name] for name in sorted(self._sources)),
+                destinations=tuple(
+                    self._destination_counts(name, self._destinations[name]) for name in sorted(self._destinations)
+                ),
+                damaged_frames=self._damages,
+                last_group=self._last_group,
+            )
+
+    def routed(self) -> tuple[RoutedCount, ...]:
+        """New rows by source and set of destinations, since the ledger began."""
+        with self._lock:
+            return tuple(
+                RoutedCount(source, names, self._routed[source, names])
+                for source, names in sorted(self._routed, key=lambda key: (key[0], key[1] or ()))
+            )
+
+    def damages(self) -> Iterable[DamageRecord]:
+        """All damages that settle has passed over, in the order it met them."""
+        for _, value in self._store.items(FACTS, _DAMAGE, _DAMAGE):
+            yield unpack_damage(value)
+
+    def _destination_counts(self, name: str, state: DestinationState) -> DestinationCounts:
+        meant = sum(rows for (_, names), rows in self._routed.items() if names is None or name in names)
+        return DestinationCounts(
+            destination=name,
+            start_group=state.start_group,
+            cursor=state.cursor,
+            routed=meant - state.base,
+            delivered=state.delivered,
+            dead=state.dead,
+        )
+
+    # Writing
+
+    def _batch(self) -> Batch:
+        assert self._is_writer
+        if self._failure is not None:
+            raise LedgerWriteFailed(self._failure)
+        return self._store.batch()
+
+    def _write(self, batch: Batch) -> None:
+        try:
+            self._store.write(batch)
+        except LedgerWriteFailed as error:
+            # What lies in the write-ahead log is known only when it is read again: until then nothing more goes in.
+            self._failure = str(error)
+            raise
+
+    def _oldest_group(self) -> int:
+        for key, _ in self._store.items(GROUPS, b""):
+            return int(_U64.unpack(key)[0])
+        return self._last_group + 1
+
+    def _added_sources(self, added: tuple[SourceCounts, ...]) -> list[SourceCounts]:
+        assert all(counts.is_balanced for counts in added)
+        return [self._sources.get(counts.source, SourceCounts(counts.source)).plus(counts) for counts in added]
+
+    def _added_routed(self, added: tuple[RoutedCount, ...]) -> dict[_Routed, int]:
+        return {
+            (count.source, count.destinations): self._routed.get((count.source, count.destinations), 0)
+            + count.row_count
+            for count in added
+        }
+
+
+def _begin(store: Store, ledger_id: UUID) -> None:
+    first = Generation(1, begun_ms=0, observed_ms=0)
+    store.create(seen_family(first.number))
+    store.create(repeats_family(first.number))
+    batch = store.batch()
+    batch.put(FACTS, _FORMAT, _U16.pack(FORMAT_VERSION))
+    batch.put(FACTS, _ID, ledger_id.bytes)
+    batch.put(FACTS, _GROUP, _U64.pack(0))
+    batch.put(FACTS, _CLOCK, pack_clock(LedgerClock(0, 0)))
+    batch.put(FACTS, _GENERATIONS, pack_generations((first,)))
+    store.write(batch)
+
+
+def _check(store: Store, path: Path, ledger_id: UUID) -> None:
+    packed_format, packed_id = store.get(FACTS, _FORMAT), store.get(FACTS, _ID)
+    if packed_format is None or packed_id is None:
+        raise LedgerUnusable(f"{path}: there is no ledger here")
+    (version,) = _U16.unpack(packed_format)
+    if version != FORMAT_VERSION:
+        raise LedgerUnusable(f"{path}: format version {version}, expected {FORMAT_VERSION}")
+    if packed_id != ledger_id.bytes:
+        raise LedgerUnusable(f"{path}: the ledger {UUID(bytes=packed_id)}, expected {ledger_id}")
+
+
+def _drop_unnamed(store: Store, generations: Iterable[Generation]) -> None:
+    numbers = [generation.number for generation in generations]
+    named = {family(number) for number in numbers for family in (seen_family, repeats_family)}
+    for family in store.families() - named:
+        if family.startswith(("seen-", "repeats-")):
+            store.drop(family)
+
+
+def _of_destination(name: str, number: int) -> bytes:
+    return name.encode() + b"\0" + _U64.pack(number)
+
+
+def _pack_counts(counts: SourceCounts) -> bytes:
+    return _COUNTS.pack(
+        counts.accepted, counts.new, counts.duplicate, counts.conflict, counts.blocked, counts.test
+    )  # fmt: skip
+
+
+def _pack_routed(key: _Routed) -> bytes:
+    source, names = key
+    return _ROUTED + source.encode() + b"/" + (b"*" if names is None else ",".join(names).encode())
+
+
+def _unpack_routed(packed: bytes) -> _Routed:
+    source, _, joined = packed[len(_ROUTED) :].decode().partition("/")
+    if joined == "*":
+        return source, None
+    return source, tuple(joined.split(",")) if joined else ()

@@ -1,0 +1,327 @@
+"""What the ledger keeps, as facts and as bytes.
+
+Every number is big-endian, so that keys sort as their numbers do. A group's record:
+
+    offset  bytes  field
+    0       1      kind, 1: rows as they came in; each frame whole
+    1       8      settled at, ms since the Unix epoch, by the ledger's clock that never goes back
+    9       4      frames, f
+    13      4      rows, n
+    17      4      bytes of the routed counts
+    21      24 f   frames: position (16), rows (4), bytes in the queue (4)
+            …      routed counts: JSON of a list of `RoutedCount`
+            n      verdicts, one byte a row, frame after frame
+
+A row's `seq` is group * 65,536 + its place in the group.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import NewType
+
+import msgspec
+
+from counterfoil.contract.facts import Verdict
+from counterfoil.errors import LedgerUnusable
+from counterfoil.positions import FramePosition, RowPosition
+
+FORMAT_VERSION = 1
+ROWS_A_GROUP_MAX = 65_536
+"""A row's place in its group is the lower 16 bits of its `seq`."""
+
+GroupNumber = NewType("GroupNumber", int)
+"""From 1, in the order of settling over all writers; 0 stands before the first."""
+
+Seq = NewType("Seq", int)
+"""A row's place in the one sequence of everything that was settled."""
+
+KIND_ROWS = 1
+
+_GROUP = struct.Struct(">BQIII")
+_FRAME = struct.Struct(">16sII")
+_SEEN = struct.Struct(">QQH")
+_DELIVERY = struct.Struct(">QQQQ")
+_DEAD = struct.Struct(">Q")
+_DESTINATION = struct.Struct(">QQQQQ")
+_DAMAGE = struct.Struct(">16sQ")
+SEEN_BYTES = _SEEN.size
+MS_A_DAY = 86_400_000
+
+
+def seq_of(group: int, place: int) -> Seq:
+    """The `seq` of the row at `place` in a group."""
+    return Seq(group * ROWS_A_GROUP_MAX + place)
+
+
+def group_of(seq: Seq) -> GroupNumber:
+    """The group that a `seq` lies in."""
+    return GroupNumber(seq // ROWS_A_GROUP_MAX)
+
+
+class GroupFrame(msgspec.Struct, frozen=True, gc=False):
+    """A frame as a group names it."""
+
+    position: FramePosition
+    row_count: int
+    frame_bytes: int
+
+
+class RoutedCount(msgspec.Struct, frozen=True):
+    """How many new rows of a source are meant for a set of destinations."""
+
+    source: str
+    destinations: tuple[str, ...] | None
+    """Sorted names; None is every destination, also a later one; empty is none."""
+    row_count: int
+
+    def is_for(self, name: str) -> bool:
+        return self.destinations is None or name in self.destinations
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Whole frames that were settled together."""
+
+    number: GroupNumber
+    frames: tuple[GroupFrame, ...]
+    verdicts: bytes
+    """One `Verdict` a row, frame after frame."""
+    routed: tuple[RoutedCount, ...]
+    settled_at_ms: int
+
+    @property
+    def row_count(self) -> int:
+        return len(self.verdicts)
+
+    def routed_to(self, name: str) -> int:
+        """How many rows of this group are for a destination."""
+        return sum(count.row_count for count in self.routed if count.is_for(name))
+
+    def parts(self) -> Iterator[tuple[GroupFrame, int]]:
+        """Each frame with the place of its first row in the group."""
+        place = 0
+        for frame in self.frames:
+            yield frame, place
+            place += frame.row_count
+
+    def position_of(self, place: int) -> RowPosition:
+        """Where the row at a place in the group lies in the queue."""
+        for frame, first in self.parts():
+            if place < first + frame.row_count:
+                return RowPosition(frame.position, place - first)
+        raise LedgerUnusable(f"group {self.number} has no row {place}")
+
+
+class SourceCounts(msgspec.Struct, frozen=True):
+    """A source's side of the books: accepted = new + duplicate + conflict + blocked + test."""
+
+    source: str
+    accepted: int = 0
+    new: int = 0
+    duplicate: int = 0
+    conflict: int = 0
+    blocked: int = 0
+    test: int = 0
+
+    @property
+    def is_balanced(self) -> bool:
+        return self.accepted == self.new + self.duplicate + self.conflict + self.blocked + self.test
+
+    def plus(self, other: SourceCounts) -> SourceCounts:
+        return SourceCounts(
+            self.source,
+            self.accepted + other.accepted,
+            self.new + other.new,
+            self.duplicate + other.duplicate,
+            self.conflict + other.conflict,
+            self.blocked + other.blocked,
+            self.test + other.test,
+        )
+
+
+class DestinationCounts(msgspec.Struct, frozen=True):
+    """A destination's side of the books: routed = delivered + dead + pending."""
+
+    destination: str
+    start_group: GroupNumber
+    """The rows of later groups are for it; earlier ones were settled before it was there."""
+    cursor: GroupNumber
+    """The last group that was delivered: the ledger's copy, the destination's own is the truth."""
+    routed: int
+    delivered: int
+    dead: int
+
+    @property
+    def pending(self) -> int:
+        return self.routed - self.delivered - self.dead
+
+
+class Books(msgspec.Struct, frozen=True):
+    """All counters of the ledger at one moment."""
+
+    sources: tuple[SourceCounts, ...]
+    destinations: tuple[DestinationCounts, ...]
+    damaged_frames: int
+    last_group: GroupNumber
+
+
+class DamageRecord(msgspec.Struct, frozen=True):
+    """Bytes of the queue that were passed over, and why; `reason` is a code of ours."""
+
+    position: FramePosition
+    damaged_bytes: int
+    reason: str
+
+
+class DeadRow(msgspec.Struct, frozen=True):
+    """A row that a destination can't take, and why; `reason` is a code of ours."""
+
+    seq: Seq
+    reason: str
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A dead row as the ledger keeps it."""
+
+    destination: str
+    seq: Seq
+    reason: str
+    at_ms: int
+
+
+class DeliveryRecord(msgspec.Struct, frozen=True):
+    """What a destination took at once."""
+
+    destination: str
+    first_group: GroupNumber
+    last_group: GroupNumber
+    delivered_rows: int
+    dead_rows: int
+    commit: str
+    """What the destination calls it: a table version, a transaction."""
+    at_ms: int
+
+
+class FoundRow(msgspec.Struct, frozen=True):
+    """A row of a key, as `lookup` finds it."""
+
+    seq: Seq
+    position: RowPosition | None
+    """None when its group is no longer kept."""
+    verdict: Verdict
+    settled_at_ms: int
+    """To the day when its group is no longer kept, to the millisecond otherwise."""
+
+
+class Settled(msgspec.Struct, frozen=True):
+    """All that one synced batch of settle writes."""
+
+    group: Group | None
+    """None when frames were damaged and none was settled."""
+    reading_positions: tuple[FramePosition, ...]
+    """At most one a directory."""
+    source_counts: tuple[SourceCounts, ...] = ()
+    """What this group adds."""
+    new_keys: list[bytes] = []
+    """Key hashes that the group claims, sorted."""
+    seen: list[bytes] = []
+    """For each new key the 18 bytes of `pack_seen`."""
+    repeats: list[bytes] = []
+    """For each row that claims no key or repeats one: key hash and `seq`, 24 bytes, sorted."""
+    repeat_verdicts: list[bytes] = []
+    """For each of the repeats its verdict, 1 byte."""
+    damages: tuple[DamageRecord, ...] = ()
+
+
+def pack_seen(seq: Seq, content_hash: int, day: int) -> bytes:
+    """What the seen index holds of a key: 8 bytes `seq`, 8 bytes content hash, 2 bytes day since the Unix epoch."""
+    return _SEEN.pack(seq, content_hash, day)
+
+
+def unpack_seen(packed: bytes) -> tuple[Seq, int, int]:
+    """`seq`, content hash and day of a key's first row."""
+    seq, content_hash, day = _SEEN.unpack(packed)
+    return Seq(seq), content_hash, day
+
+
+_encode_routed = msgspec.json.Encoder().encode
+_decode_routed = msgspec.json.Decoder(tuple[RoutedCount, ...]).decode
+
+
+def pack_group(group: Group) -> bytes:
+    """A group's record."""
+    routed = _encode_routed(group.routed)
+    return b"".join(
+        (
+            _GROUP.pack(KIND_ROWS, group.settled_at_ms, len(group.frames), group.row_count, len(routed)),
+            *(_FRAME.pack(frame.position.pack(), frame.row_count, frame.frame_bytes) for frame in group.frames),
+            routed,
+            group.verdicts,
+        )
+    )
+
+
+def unpack_group(number: GroupNumber, packed: bytes) -> Group:
+    """The group of a record; raises LedgerUnusable when it makes no sense."""
+    kind, settled_at_ms, frame_count, row_count, routed_bytes = _GROUP.unpack_from(packed)
+    frames_end = _GROUP.size + frame_count * _FRAME.size
+    routed_end = frames_end + routed_bytes
+    if kind != KIND_ROWS or len(packed) != routed_end + row_count:
+        raise LedgerUnusable(f"the record of group {number} makes no sense")
+    frames = tuple(
+        GroupFrame(FramePosition.unpack(position), rows, frame_bytes)
+        for position, rows, frame_bytes in _FRAME.iter_unpack(packed[_GROUP.size : frames_end])
+    )
+    return Group(number, frames, packed[routed_end:], _decode_routed(packed[frames_end:routed_end]), settled_at_ms)
+
+
+def pack_delivery(record: DeliveryRecord) -> bytes:
+    """First group, delivered rows, dead rows, time in ms (8 bytes each), then the commit's name."""
+    numbers = (record.first_group, record.delivered_rows, record.dead_rows, record.at_ms)
+    return _DELIVERY.pack(*numbers) + record.commit.encode()
+
+
+def unpack_delivery(destination: str, last_group: GroupNumber, packed: bytes) -> DeliveryRecord:
+    first_group, delivered_rows, dead_rows, at_ms = _DELIVERY.unpack_from(packed)
+    commit = packed[_DELIVERY.size :].decode()
+    return DeliveryRecord(destination, first_group, last_group, delivered_rows, dead_rows, commit, at_ms)
+
+
+def pack_dead(reason: str, at_ms: int) -> bytes:
+    """Time in ms (8 bytes), then the reason."""
+    return _DEAD.pack(at_ms) + reason.encode()
+
+
+def unpack_dead(destination: str, seq: Seq, packed: bytes) -> DeadLetter:
+    (at_ms,) = _DEAD.unpack_from(packed)
+    return DeadLetter(destination, seq, packed[_DEAD.size :].decode(), at_ms)
+
+
+class DestinationState(msgspec.Struct, frozen=True):
+    """What the ledger keeps of a destination."""
+
+    start_group: GroupNumber
+    cursor: GroupNumber
+    base: int
+    """Rows that were meant for it and settled before it was there; they are not routed to it."""
+    delivered: int
+    dead: int
+
+    def pack(self) -> bytes:
+        """Five numbers of 8 bytes."""
+        return _DESTINATION.pack(self.start_group, self.cursor, self.base, self.delivered, self.dead)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> DestinationState:
+        return cls(*_DESTINATION.unpack(packed))
+
+
+def pack_damage(damage: DamageRecord) -> bytes:
+    """Position (16), bytes (8), then the reason."""
+    return _DAMAGE.pack(damage.position.pack(), damage.damaged_bytes) + damage.reason.encode()
+
+
+def unpack_damage(packed: bytes) -> DamageRecord:
+    position, damaged_bytes = _DAMAGE.unpack_from(packed)
+    return DamageRecord(FramePosition.unpack(position), damaged_bytes, packed[_DAMAGE.size :].decode())
