@@ -66,6 +66,7 @@ from counterfoil.ledger.records import (
     unpack_dead,
     unpack_delivery,
     unpack_group,
+    unpack_repeat,
     unpack_seen,
 )
 from counterfoil.ledger.settings import LedgerSettings
@@ -95,8 +96,9 @@ _Routed = tuple[str, tuple[str, ...] | None]
 class Ledger:
     """What became of each row. Made by `open`; the threads of one process may share it."""
 
-    def __init__(self, store: Store, *, is_writer: bool) -> None:
+    def __init__(self, store: Store, horizon_ms: int, *, is_writer: bool) -> None:
         self._store = store
+        self._horizon_ms = horizon_ms
         self._is_writer = is_writer
         self._lock = threading.Lock()
         self._failure: str | None = None
@@ -116,7 +118,7 @@ class Ledger:
             if mode == "write" and store.get(FACTS, _FORMAT) is None:
                 _begin(store, ledger_id)
             _check(store, path, ledger_id)
-            return cls(store, is_writer=mode == "write")
+            return cls(store, settings.horizon_days * MS_A_DAY, is_writer=mode == "write")
         except BaseException:
             store.close()
             raise
@@ -229,11 +231,11 @@ class Ledger:
             self._reading.update((position.directory, position) for position in settled.reading_positions)
             self._damages += len(settled.damages)
 
-    def tend(self, now_ms: int, running_ms: int, horizon_ms: int) -> None:
+    def tend(self, now_ms: int, running_ms: int) -> None:
         """Let time pass: `running_ms` more were observed; generations begin and go when their time is over."""
         with self._lock:
             clock = self._clock.advanced(now_ms, running_ms)
-            plan = plan_generations(self._generations, clock, horizon_ms)
+            plan = plan_generations(self._generations, clock, self._horizon_ms)
             for generation in plan.begun:
                 self._store.create(seen_family(generation.number))
                 self._store.create(repeats_family(generation.number))
@@ -333,9 +335,10 @@ class Ledger:
             if packed is not None:
                 seq, _, day = unpack_seen(packed)
                 found.append(self._found(seq, Verdict.NEW, day * MS_A_DAY))
-            for key, verdict in self._store.items(repeats_family(generation.number), key_hash, key_hash):
+            for key, packed in self._store.items(repeats_family(generation.number), key_hash, key_hash):
                 seq = Seq(_U64.unpack(key[len(key_hash) :])[0])
-                found.append(self._found(seq, Verdict(verdict[0]), generation.begun_ms))
+                verdict, day = unpack_repeat(packed)
+                found.append(self._found(seq, verdict, day * MS_A_DAY))
         return sorted(found, key=lambda row: row.seq)
 
     def _found(self, seq: Seq, verdict: Verdict, about_ms: int) -> FoundRow:

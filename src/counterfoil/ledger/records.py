@@ -42,6 +42,7 @@ KIND_ROWS = 1
 _GROUP = struct.Struct(">BQIII")
 _FRAME = struct.Struct(">16sII")
 _SEEN = struct.Struct(">QQH")
+_REPEAT = struct.Struct(">BH")
 _DELIVERY = struct.Struct(">QQQQ")
 _DEAD = struct.Struct(">Q")
 _DESTINATION = struct.Struct(">QQQQQ")
@@ -230,7 +231,7 @@ class Settled(msgspec.Struct, frozen=True):
     repeats: list[bytes] = []
     """For each row that claims no key or repeats one: key hash and `seq`, 24 bytes, sorted."""
     repeat_verdicts: list[bytes] = []
-    """For each of the repeats its verdict, 1 byte."""
+    """For each of the repeats the 3 bytes of `pack_repeat`."""
     damages: tuple[DamageRecord, ...] = ()
 
 
@@ -243,6 +244,17 @@ def unpack_seen(packed: bytes) -> tuple[Seq, int, int]:
     """`seq`, content hash and day of a key's first row."""
     seq, content_hash, day = _SEEN.unpack(packed)
     return Seq(seq), content_hash, day
+
+
+def pack_repeat(verdict: Verdict, day: int) -> bytes:
+    """What is kept of a row that claims no key or repeats one: its verdict and the day since the Unix epoch."""
+    return _REPEAT.pack(verdict, day)
+
+
+def unpack_repeat(packed: bytes) -> tuple[Verdict, int]:
+    """Verdict and day."""
+    verdict, day = _REPEAT.unpack(packed)
+    return Verdict(verdict), day
 
 
 _encode_routed = msgspec.json.Encoder().encode

@@ -6,7 +6,7 @@
     deliveries    destination, NUL, last group (8)       a delivery's record
     dead          destination, NUL, seq (8)              why a row is dead
     seen-<g>      key hash (16)                          seq, content hash, day (18)
-    repeats-<g>   key hash (16), seq (8)                 verdict (1)
+    repeats-<g>   key hash (16), seq (8)                 verdict, day (3)
 
 `<g>` is a generation of the seen index: a pair of families that goes as a whole when its time is over. Memory is
 bounded whatever the number of keys: indexes and filters lie in the block cache like any block, what is not yet sorted

@@ -1,0 +1,109 @@
+"""Frames made without a gateway, and a queue that holds them in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+import numpy as np
+
+from counterfoil.contract.facts import RowFlag, key_hash, key_prefix
+from counterfoil.errors import FrameDamaged
+from counterfoil.positions import DirectoryId, FramePosition, SegmentNumber
+from counterfoil.queue import Damage, DamageKind, ReadResult
+from counterfoil.queue.frame import Frame, Origin, draft_frame, parse_frame, seal_frame, sealed_bytes
+
+HEADER_BYTES = 64
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A row as a test thinks of it."""
+
+    distinct_id: str
+    content: int = 0
+    flags: RowFlag = RowFlag(0)
+    destinations: tuple[str, ...] | None = None
+
+
+def made_frame(
+    position: FramePosition,
+    source: str,
+    rows: Sequence[Row],
+    *,
+    received_at_ms: int = 1,
+    request_id: bytes = bytes(16),
+) -> Frame:
+    """A frame as a reader gives it."""
+    sets = sorted({row.destinations for row in rows if row.destinations is not None})
+    draft = draft_frame(
+        origin=msgspec.json.encode(Origin(source, tuple(sets))),
+        rows=[msgspec.json.encode({"event": "e", "distinctId": row.distinct_id}) for row in rows],
+        key_hashes=[key_hash(key_prefix(source), row.distinct_id) for row in rows],
+        content_hashes=[row.content.to_bytes(8, "little") for row in rows],
+        destination_set=np.array(
+            [0 if row.destinations is None else 1 + sets.index(row.destinations) for row in rows], "<u2"
+        ).tobytes(),
+        flags=bytes(row.flags for row in rows),
+        received_at_ms=received_at_ms,
+        request_id=request_id,
+    )
+    sealed = b"".join(seal_frame(draft, position, 0))
+    assert len(sealed) == sealed_bytes(draft)
+    return parse_frame(sealed, 0, position)
+
+
+class MemoryQueue:
+    """A `FrameSource` of frames that are durable as soon as they are appended."""
+
+    def __init__(self) -> None:
+        self.frames: dict[DirectoryId, list[Frame]] = {}
+        self.ends: dict[DirectoryId, FramePosition] = {}
+        self.damaged: set[FramePosition] = set()
+
+    def append(self, directory: DirectoryId, source: str, rows: Sequence[Row], *, received_at_ms: int = 1) -> Frame:
+        """Append a frame."""
+        start = self.ends.get(directory, FramePosition(directory, SegmentNumber(1), HEADER_BYTES))
+        frame = made_frame(start, source, rows, received_at_ms=received_at_ms)
+        self.frames.setdefault(directory, []).append(frame)
+        self.ends[directory] = FramePosition(directory, start.segment, start.offset + frame.frame_bytes)
+        return frame
+
+    def new_segment(self, directory: DirectoryId) -> None:
+        """Let what comes next lie in another segment."""
+        end = self.ends[directory]
+        self.ends[directory] = FramePosition(directory, SegmentNumber(end.segment + 1), HEADER_BYTES)
+
+    def all_frames(self) -> Iterable[Frame]:
+        """Every frame, directory by directory."""
+        for frames in self.frames.values():
+            yield from frames
+
+    def directories(self) -> dict[DirectoryId, int]:
+        return {directory: number for number, directory in enumerate(self.frames)}
+
+    def read(self, directory: DirectoryId, start: FramePosition | None, bytes_max: int) -> ReadResult:
+        found: list[Frame] = []
+        damages: list[Damage] = []
+        for frame in self.frames[directory]:
+            if start is not None and frame.position < start:
+                continue
+            if found and bytes_max < frame.frame_bytes:
+                return ReadResult(found, damages, frame.position)
+            bytes_max -= frame.frame_bytes
+            if frame.position in self.damaged:
+                damages.append(Damage(DamageKind.BAD_BYTES, frame.position, frame.frame_bytes, "checksum differs"))
+            else:
+                found.append(frame)
+        return ReadResult(found, damages, self.ends[directory])
+
+    def fetch(self, position: FramePosition) -> Frame:
+        for frame in self.frames.get(position.directory, []):
+            if frame.position == position and position not in self.damaged:
+                return frame
+        raise FrameDamaged("no frame mark")
+
+    def durable_end(self, directory: DirectoryId) -> FramePosition:
+        return self.ends[directory]
+
+    def oldest(self, directory: DirectoryId) -> FramePosition:
+        return self.frames[directory][0].position
