@@ -1,0 +1,173 @@
+"""The data directory: whose it is, which ledger and queue it holds, and who works in it now.
+
+    id                  UUID of this ledger and queue; stands in every cursor
+    lock                held whole by `serve`; shared by `gateway` and `pipeline` when they run apart
+    queue/ ledger/ lake/ quarantine/
+    run/                what is worth nothing after a stop: locks of the halves, metrics
+
+Invariants:
+    N1. Nobody but its owner reads it: the directory and all that is made in it.
+    N2. The id is made once. Where queue or ledger are and the id is not, nothing starts: a new id would let every
+        destination begin anew, and each row be delivered twice.
+    N3. Each half of the server runs at most once, and never beside a `serve`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pwd
+import time
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from counterfoil.errors import StartRefused
+from counterfoil.files import DIRECTORY_MODE, FILE_MODE, Files, RealFiles
+
+LOCK_WAIT_SECONDS = 10.0
+"""An old life may still be writing its last; longer than that, and it is no old one."""
+
+_POLL_SECONDS = 0.05
+
+
+class Part(StrEnum):
+    """What works in a data directory."""
+
+    SERVE = "serve"
+    GATEWAY = "gateway"
+    PIPELINE = "pipeline"
+
+
+class DataDir:
+    """The paths of a data directory; touches nothing until `make` or `lock`."""
+
+    def __init__(self, path: Path, files: Files | None = None) -> None:
+        self.path = path
+        self.queue = path / "queue"
+        self.ledger = path / "ledger"
+        self.lake = path / "lake"
+        self.quarantine = path / "quarantine"
+        self.run = path / "run"
+        self._id_file = path / "id"
+        self._files = files or RealFiles()
+
+    @property
+    def id(self) -> UUID:
+        """The id of the ledger and queue that are here; raises StartRefused when this is no data directory yet."""
+        try:
+            return UUID(self._id_file.read_text().strip())
+        except FileNotFoundError:
+            raise StartRefused(f"{self.path}: no data directory yet; `counterfoil serve` makes it") from None
+        except OSError as error:
+            raise StartRefused(f"{self._id_file}: can't be read: {error.strerror}") from None
+        except ValueError:
+            raise StartRefused(f"{self._id_file}: expected a UUID; put back what was there") from None
+
+    def make(self) -> UUID:
+        """Make what is missing of the directory, owner only, and return its id; raises StartRefused."""
+        try:
+            self._files.make_dir(self.path)
+            with _alone_in(self.path):
+                self._refuse_strangers()
+                self._make_private()
+                if not self._id_file.exists():
+                    self._files.write_whole(self._id_file, f"{uuid4()}\n".encode())
+                for directory in (self.queue, self.ledger, self.quarantine, self.run):
+                    self._files.make_dir(directory)
+        except OSError as error:
+            raise StartRefused(f"{self.path}: can't be used as the data directory: {error.strerror}") from None
+        return self.id
+
+    @contextlib.contextmanager
+    def lock(self, part: Part, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
+        """Be the one that does this part's work here; raises StartRefused, naming who does, after the wait."""
+        deadline = time.monotonic() + wait_seconds
+        is_whole = part is Part.SERVE
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._locked(self.path / "lock", part, deadline, is_shared=not is_whole))
+            if not is_whole:
+                held.enter_context(self._locked(self._lock_of(part), part, deadline, is_shared=False))
+            yield
+
+    def holder(self) -> str | None:
+        """Who works here now, in words: `counterfoil serve, process 4711`; None when nobody does."""
+        for path in (self.path / "lock", *(self._lock_of(part) for part in Part if part is not Part.SERVE)):
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                # A shared lock here says only that a half runs, and that half's own lock says which.
+                if not _try_lock(file.fileno(), fcntl.LOCK_SH):
+                    return file.read(200).decode(errors="replace").strip() or "another process"
+        return None
+
+    def _lock_of(self, part: Part) -> Path:
+        return self.run / f"{part}.lock"
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path, part: Part, deadline: float, *, is_shared: bool) -> Iterator[None]:
+        # Not truncated here: the name of who holds it must stay readable until the lock is ours.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        try:
+            while not _try_lock(descriptor, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX):
+                if time.monotonic() >= deadline:
+                    raise StartRefused(f"{self.path}: in use by {self.holder() or 'another process'}; stop it first")
+                time.sleep(_POLL_SECONDS)
+            if not is_shared:
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"counterfoil {part}, process {os.getpid()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _refuse_strangers(self) -> None:
+        """Raise StartRefused when the directory is another owner's, or holds something else than a ledger and queue."""
+        owner = self.path.stat().st_uid
+        if owner != os.geteuid():
+            raise StartRefused(f"{self.path}: the data directory of {_user(owner)}, and this is {_user(os.geteuid())}")
+        if self._id_file.exists():
+            return
+        if any(self._holds_something(path) for path in (self.queue, self.ledger)):
+            raise StartRefused(f"{self._id_file}: missing beside a queue or a ledger; put back the id that was there")
+        if strange := [entry.name for entry in self.path.iterdir() if not _may_lie_here(entry.name)]:
+            raise StartRefused(f"{self.path}: neither empty nor a data directory: it holds {min(strange)}")
+
+    def _make_private(self) -> None:
+        if self.path.stat().st_mode & 0o077:
+            self.path.chmod(DIRECTORY_MODE)
+
+    @staticmethod
+    def _holds_something(directory: Path) -> bool:
+        return directory.is_dir() and any(directory.iterdir())
+
+
+def _may_lie_here(name: str) -> bool:
+    """Whether a directory with this entry and no id may become a data directory."""
+    ours = name in ("lock", "run", "queue", "ledger", "lake", "quarantine") or name.startswith(".id.")
+    return ours or name == "lost+found"
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keep two that start at once from making two ids, of which one would be gone."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _try_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"
