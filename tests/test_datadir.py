@@ -161,3 +161,15 @@ def test_an_old_life_that_ends_in_time_is_waited_for(data: DataDir) -> None:
     with data.lock(Part.SERVE):
         assert data.holder() is not None
     assert data.holder() is None
+
+
+def test_who_inherits_the_lock_holds_it_too(data: DataDir) -> None:
+    """The lock of a killed supervisor is free when the last process below it has ended, and not before."""
+    with data.lock(Part.SERVE, wait_seconds=0) as descriptors:
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=descriptors)
+    with pytest.raises(StartRefused), data.lock(Part.SERVE, wait_seconds=0):
+        pass
+    with child:
+        child.kill()
+    with data.lock(Part.SERVE, wait_seconds=0):
+        pass

@@ -32,7 +32,7 @@ from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.queue.settings import QueueSettings
 from counterfoil.settings_tree import environment_names, expected_at
-from counterfoil.sources import AllowedEvent, SourceSettings
+from counterfoil.sources import Sources, SourceSettings
 
 FILE_NAME = "counterfoil.toml"
 FILE_VARIABLE = "COUNTERFOIL_CONFIG"
@@ -102,6 +102,11 @@ def read_settings(text: str, file: Path) -> Settings:
     settings = _with_absolute_paths(reading.settings(), file.absolute().parent)
     for key, expectation in disagreements(settings):
         raise SettingsInvalid(f"{key} ({reading.origin(key)}): {expectation}")
+    try:
+        Sources(settings.sources, settings.limits, [destination.name for destination in settings.destinations])
+    except SettingsInvalid as error:
+        key, _, expectation = str(error).partition(": expected ")
+        raise SettingsInvalid(f"{key} ({reading.origin(key)}): expected {expectation}") from None
     return settings
 
 
@@ -109,11 +114,8 @@ def disagreements(settings: Settings) -> Iterator[tuple[str, str]]:
     """What each package can't see by itself: the key of a value that doesn't fit the others, and what was expected."""
     if not settings.sources:
         yield "sources", "expected at least one [[sources]]; `counterfoil source add NAME` adds one"
-    yield from _repeated_names("sources", [source.name for source in settings.sources])
-    yield from _repeated_names("destinations", [destination.name for destination in settings.destinations])
-    yield from _repeated_paths(settings)
-    yield from _repeated_tokens(settings.sources)
-    yield from _unknown_destinations(settings)
+    for field in ("name", "path"):
+        yield from _repeated(field, [getattr(destination, field) for destination in settings.destinations])
     gateway, console = settings.gateway, settings.console
     if gateway.tls_cert and not gateway.tls_key:
         yield "gateway.tls_key", "expected a path, because gateway.tls_cert is set"
@@ -125,38 +127,11 @@ def disagreements(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "gateway.bodies_bytes_max", "expected at least limits.body_bytes_max"
 
 
-def _repeated_names(key: str, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            yield f"{key}[{index}].name", f"expected a name of its own, found the one of {key}[{names.index(name)}]"
-
-
-def _repeated_paths(settings: Settings) -> Iterator[tuple[str, str]]:
-    paths = [destination.path for destination in settings.destinations]
-    for index, path in enumerate(paths):
-        if path in paths[:index]:
-            first = paths.index(path)
-            yield f"destinations[{index}].path", f"expected a path of its own, found the one of destinations[{first}]"
-
-
-def _repeated_tokens(sources: Sequence[SourceSettings]) -> Iterator[tuple[str, str]]:
-    found: dict[str, str] = {}
-    for index, source in enumerate(sources):
-        for field in ("token_sha256", "test_token_sha256"):
-            for place, token_hash in enumerate(getattr(source, field)):
-                key = f"sources[{index}].{field}[{place}]"
-                if token_hash in found:
-                    yield key, f"expected a token of its own, found the one of {found[token_hash]}"
-                found[token_hash] = key
-
-
-def _unknown_destinations(settings: Settings) -> Iterator[tuple[str, str]]:
-    names = {destination.name for destination in settings.destinations}
-    for index, source in enumerate(settings.sources):
-        for place, entry in enumerate(source.allowed_events or ()):
-            if isinstance(entry, AllowedEvent) and not names.issuperset(entry.destinations or ()):
-                key = f"sources[{index}].allowed_events[{place}].destinations"
-                yield key, f"expected names of destinations: {', '.join(sorted(names))}"
+def _repeated(field: str, values: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for index, value in enumerate(values):
+        if value in values[:index]:
+            first = values.index(value)
+            yield f"destinations[{index}].{field}", f"expected one of its own, found the one of destinations[{first}]"
 
 
 def _share_addresses(one: str, other: str) -> bool:

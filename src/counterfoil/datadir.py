@@ -82,15 +82,19 @@ class DataDir:
         return self.id
 
     @contextlib.contextmanager
-    def lock(self, part: Part, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[None]:
-        """Be the one that does this part's work here; raises StartRefused, naming who does, after the wait."""
+    def lock(self, part: Part, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[tuple[int, ...]]:
+        """Be the one that does this part's work here; raises StartRefused, naming who does, after the wait.
+
+        Gives the descriptors that hold it: a process that inherits them holds it as well, until it ends.
+        """
         deadline = time.monotonic() + wait_seconds
         is_whole = part is Part.SERVE
         with contextlib.ExitStack() as held:
-            held.enter_context(self._locked(self.path / "lock", part, deadline, is_shared=not is_whole))
-            if not is_whole:
-                held.enter_context(self._locked(self._lock_of(part), part, deadline, is_shared=False))
-            yield
+            whole = held.enter_context(self._locked(self.path / "lock", part, deadline, is_shared=not is_whole))
+            if is_whole:
+                yield (whole,)
+            else:
+                yield whole, held.enter_context(self._locked(self._lock_of(part), part, deadline, is_shared=False))
 
     def holder(self) -> str | None:
         """Who works here now, in words: `counterfoil serve, process 4711`; None when nobody does."""
@@ -105,7 +109,7 @@ class DataDir:
         return self.run / f"{part}.lock"
 
     @contextlib.contextmanager
-    def _locked(self, path: Path, part: Part, deadline: float, *, is_shared: bool) -> Iterator[None]:
+    def _locked(self, path: Path, part: Part, deadline: float, *, is_shared: bool) -> Iterator[int]:
         # Not truncated here: the name of who holds it must stay readable until the lock is ours.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:
@@ -116,7 +120,7 @@ class DataDir:
             if not is_shared:
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"counterfoil {part}, process {os.getpid()}\n".encode(), 0)
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
 
