@@ -8,6 +8,8 @@ known where it happens, not here.
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -62,6 +64,10 @@ class Files(Protocol):
         """Bytes that an unprivileged process may still write to the file system of `path`."""
         ...
 
+    def disk_bytes(self, path: Path) -> int:
+        """Bytes of the file system of `path`, free or not."""
+        ...
+
 
 class RealFiles:
     """`Files` of the operating system."""
@@ -113,11 +119,13 @@ class RealFiles:
             os.close(descriptor)
 
     def write_whole(self, path: Path, data: bytes) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_native_id()}.tmp")
+        with suppress(FileNotFoundError):
+            self.remove(temporary)
+        descriptor = self.create(temporary)
         try:
             self.append(descriptor, data)
-            os.fsync(descriptor)
+            self.fdatasync(descriptor)
         finally:
             os.close(descriptor)
         self.rename(temporary, path)
@@ -126,3 +134,7 @@ class RealFiles:
     def free_bytes(self, path: Path) -> int:
         stat = os.statvfs(path)
         return stat.f_bavail * stat.f_frsize
+
+    def disk_bytes(self, path: Path) -> int:
+        stat = os.statvfs(path)
+        return stat.f_blocks * stat.f_frsize

@@ -64,6 +64,10 @@ _HEADER = struct.Struct("<8sQIHBBQIIQq16sII")
 _AFTER_CHECKSUM = struct.Struct("<IHBBQIIQq16sII")
 HEADER_BYTES = _HEADER.size
 
+_PREFIX = struct.Struct("<8s8xI4x")
+FRAME_PREFIX_BYTES = _PREFIX.size
+"""As many bytes as `frame_length` needs."""
+
 
 class Origin(msgspec.Struct, frozen=True, omit_defaults=True):
     """What all rows of a frame share and the server knows by itself."""
@@ -182,6 +186,22 @@ def sealed_bytes(draft: FrameDraft) -> int:
     return length + _padding(length)
 
 
+def frame_length(prefix: bytes) -> int:
+    """How many bytes to read for the frame that begins with `prefix`, of FRAME_PREFIX_BYTES; not checked any further.
+
+    Raises FrameDamaged when no frame begins so.
+    """
+    if len(prefix) < FRAME_PREFIX_BYTES:
+        raise FrameDamaged("truncated")
+    mark, length = _PREFIX.unpack(prefix)
+    if mark != FRAME_MARK:
+        raise FrameDamaged("no frame mark")
+    # One flipped bit here would ask for 4 GiB; no frame is larger than FRAME_BYTES_MAX.
+    if not HEADER_BYTES <= length <= FRAME_BYTES_MAX:
+        raise FrameDamaged("impossible length")
+    return int(length)
+
+
 def parse_frame(buffer: bytes | memoryview, start: int, position: FramePosition) -> Frame:
     """The frame that begins at `start` in `buffer`, which was read from `position`.
 
@@ -238,7 +258,6 @@ def _checked_header(view: memoryview, position: FramePosition) -> tuple[int, _Ch
      rows) = _HEADER.unpack_from(view)  # fmt: skip
     if mark != FRAME_MARK:
         raise FrameDamaged("no frame mark")
-    # One flipped bit here would ask for 4 GiB; no frame is larger than FRAME_BYTES_MAX.
     if not HEADER_BYTES <= length <= FRAME_BYTES_MAX:
         raise FrameDamaged("impossible length")
     if len(view) < length:

@@ -1,0 +1,1 @@
+"""One suite for an interface, run on each implementation of it."""

@@ -1,0 +1,1 @@
+"""Files that fail, and files that forget: twins of `RealFiles` for tests."""
