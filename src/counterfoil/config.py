@@ -114,8 +114,9 @@ def disagreements(settings: Settings) -> Iterator[tuple[str, str]]:
     """What each package can't see by itself: the key of a value that doesn't fit the others, and what was expected."""
     if not settings.sources:
         yield "sources", "expected at least one [[sources]]; `counterfoil source add NAME` adds one"
-    for field in ("name", "path"):
-        yield from _repeated(field, [getattr(destination, field) for destination in settings.destinations])
+    yield from _repeated("name", [destination.name for destination in settings.destinations])
+    tables = [one.path if isinstance(one, DeltaSettings) else None for one in settings.destinations]
+    yield from _repeated("path", tables)
     gateway, console = settings.gateway, settings.console
     if gateway.tls_cert and not gateway.tls_key:
         yield "gateway.tls_key", "expected a path, because gateway.tls_cert is set"
@@ -127,9 +128,9 @@ def disagreements(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "gateway.bodies_bytes_max", "expected at least limits.body_bytes_max"
 
 
-def _repeated(field: str, values: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _repeated(field: str, values: Sequence[str | None]) -> Iterator[tuple[str, str]]:
     for index, value in enumerate(values):
-        if value in values[:index]:
+        if value is not None and value in values[:index]:
             first = values.index(value)
             yield f"destinations[{index}].{field}", f"expected one of its own, found the one of destinations[{first}]"
 
@@ -153,7 +154,9 @@ def _with_absolute_paths(settings: Settings, directory: Path) -> Settings:
     return settings.model_copy(update={"data_dir": data_dir, "gateway": gateway, "destinations": placed})
 
 
-def _placed(destination: DeltaSettings, directory: Path, data_dir: Path) -> DeltaSettings:
+def _placed(destination: DestinationSettings, directory: Path, data_dir: Path) -> DestinationSettings:
+    if not isinstance(destination, DeltaSettings):
+        return destination
     if "path" not in destination.model_fields_set:
         return destination.model_copy(update={"path": str(data_dir / "lake")})
     if "://" in destination.path:
@@ -236,6 +239,8 @@ class _Reading:
             if part in _places(value):
                 value = value[part]
                 path.append(part)
+        if kind in ("union_tag_invalid", "union_tag_not_found"):
+            return (*path, "type")
         return (*path, loc[-1]) if kind == "missing" else tuple(path)
 
     def _line(self, path: Sequence[str | int], expectation: str) -> str:

@@ -77,6 +77,11 @@ class DestinationDown(DestinationError):
 
     retryable = True
 
+    def __init__(self, message: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """Seconds that the destination asked us to wait."""
+
 
 class DestinationRefused(DestinationError):
     """The destination stands in the way until somebody acts."""

@@ -69,9 +69,10 @@ def expected_at(model: type[BaseModel], path: Sequence[str | int]) -> str:
     annotation: Any = model
     metadata: Sequence[Any] = ()
     for part in path:
-        field = _field_of(annotation, part) if isinstance(part, str) else None
-        if field is not None:
-            annotation, metadata = field.annotation, field.metadata
+        fields = _fields_of(annotation, part) if isinstance(part, str) else []
+        if fields:
+            # Alternatives that are told apart by a key differ in what it may be.
+            annotation, metadata = Union[tuple(field.annotation for field in fields)], fields[0].metadata  # noqa: UP007
         elif isinstance(part, int):
             annotation, metadata = _entry_of(annotation), ()
     return kind_of(annotation, metadata)
@@ -131,8 +132,8 @@ def _setting(key: str, field: FieldInfo) -> Setting:
     )
 
 
-def _field_of(annotation: Any, key: str) -> FieldInfo | None:
-    return next((model.model_fields[key] for model in _models_of(annotation) if key in model.model_fields), None)
+def _fields_of(annotation: Any, key: str) -> list[FieldInfo]:
+    return [model.model_fields[key] for model in _models_of(annotation) if key in model.model_fields]
 
 
 def _entry_of(annotation: Any) -> Any:

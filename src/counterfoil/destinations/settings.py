@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 MIB = 1024 * 1024
 
@@ -46,5 +46,50 @@ class DeltaSettings(DeliverySettings):
     )
 
 
-DestinationSettings = DeltaSettings
-"""Any of them, told apart by `type`."""
+class PostgresSettings(DeliverySettings):
+    """A PostgreSQL table."""
+
+    type: Literal["postgres"] = "postgres"
+    # Not a SecretStr: the supervisor hands the settings on to its children as JSON.
+    dsn: str = Field(
+        repr=False,
+        description="Connection string, as postgresql://user@host/database; PG… variables add what it leaves out.",
+    )
+    schema_name: Annotated[str, Field(min_length=1, max_length=63)] = Field(
+        "public", description="Schema of the tables; it must be there."
+    )
+    table: Annotated[str, Field(min_length=1, max_length=50)] = Field(
+        "events", description="The table; its cursors lie in a second one, <table>_cursors. Both are made when missing."
+    )
+    connect_seconds: Annotated[int, Field(ge=1, le=300)] = Field(
+        10, description="Seconds after which a connection attempt is given up."
+    )
+
+
+class WebhookSettings(DeliverySettings):
+    """An HTTP receiver, by Standard Webhooks."""
+
+    type: Literal["webhook"] = "webhook"
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")] = Field(description="Where rows are posted to.")
+    secret: str = Field(repr=False, description="Standard Webhooks secret: whsec_ and the key in base64.")
+    request_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        500, description="Rows a request at most; 1: a request for each row."
+    )
+    timeout_seconds: Annotated[float, Field(ge=0.1, le=600)] = Field(
+        30.0, description="Seconds after which a request without an answer counts as failed."
+    )
+
+
+def _type_of(settings: object) -> str | None:
+    """The `type` of a destination that is still a table of the configuration, or is one of the models already."""
+    kind = settings.get("type", "delta") if isinstance(settings, dict) else getattr(settings, "type", None)
+    return kind if isinstance(kind, str) else None
+
+
+DestinationSettings = Annotated[
+    Annotated[DeltaSettings, Tag("delta")]
+    | Annotated[PostgresSettings, Tag("postgres")]
+    | Annotated[WebhookSettings, Tag("webhook")],
+    Discriminator(_type_of),
+]
+"""Any of them, told apart by `type`; without one it is a Delta Lake table."""

@@ -1,0 +1,256 @@
+"""The PostgreSQL destination, against a real server."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from counterfoil.destinations.interface import Delivery, RefusedRow
+from counterfoil.destinations.postgres import PostgresDestination
+from counterfoil.destinations.settings import PostgresSettings
+from counterfoil.errors import DestinationDown, DestinationRefused
+from tests.destinations.rows import ROWS_A_GROUP_MAX, delivery, row
+from tests.postgres_server import PostgresServer, postgres_server, why_not
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+LEDGER = UUID(int=7)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[PostgresServer]:
+    """One server for the tests of this module."""
+    with postgres_server() as running:
+        yield running
+
+
+@pytest.fixture
+def dsn(server: PostgresServer) -> str:
+    """A database of the test's own."""
+    name = f"t{uuid4().hex}"
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+    return server.dsn(name)
+
+
+_made: list[PostgresDestination] = []
+
+
+@pytest.fixture(autouse=True)
+def _closed_at_the_end() -> Iterator[None]:
+    yield
+    while _made:
+        _made.pop().close()
+
+
+def destination(dsn: str, ledger: UUID = LEDGER, **settings: Any) -> PostgresDestination:
+    """A destination named warehouse, not yet open; closed when the test ends."""
+    _made.append(PostgresDestination(PostgresSettings(name="warehouse", dsn=dsn, **settings), ledger))
+    return _made[-1]
+
+
+def fetch(dsn: str, query: str) -> list[tuple[Any, ...]]:
+    """What a query answers."""
+    with psycopg.connect(dsn) as connection:
+        return connection.execute(query.encode()).fetchall()
+
+
+def test_every_value_of_a_row_lies_in_the_table(dsn: str) -> None:
+    """What is delivered is what the table holds, column by column, JSON as its text."""
+    target = destination(dsn)
+    assert target.open() is None
+    receipt = target.deliver(Delivery(1, 1, [row(65_536)]))
+    assert (receipt.row_count, receipt.dead) == (1, ())
+    assert receipt.commit.isdigit()
+    columns = (
+        "ledger_id, seq, source, event, distinct_id, user_id, external_id, email, time, received_at, "
+        "event_properties::text, user_properties::text, default_properties::text, extra::text"
+    )
+    assert fetch(dsn, f"SELECT {columns} FROM events") == [
+        (
+            LEDGER,
+            65_536,
+            "website",
+            "Purchase",
+            "order-65536",
+            "u-1",
+            None,
+            "ann@example.com",
+            datetime(2025, 12, 31, 23, 59, 59, 123_000, tzinfo=UTC),
+            datetime(2026, 1, 1, 0, 0, 0, 536_000, tzinfo=UTC),
+            '{"sum":12.5,"nul":"a\\u0000b","big":123456789012345678901234567890}',
+            None,
+            '{"received_at":"2026-01-01T00:00:00.000Z"}',
+            '{"colour":"red"}',
+        )
+    ]
+    target.close()
+
+
+def test_times_of_the_first_and_the_last_year_are_kept(dsn: str) -> None:
+    """The contract's whole range of times fits the table."""
+    target = destination(dsn)
+    target.open()
+    first, last = -62_135_596_800_000, 253_402_300_799_999
+    target.deliver(Delivery(1, 1, [row(65_536, time_ms=first), row(65_537, time_ms=last)]))
+    found = fetch(dsn, "SELECT (extract(epoch FROM time) * 1000)::bigint FROM events ORDER BY seq")
+    assert found == [(first,), (last,)]
+    target.close()
+
+
+def test_the_cursor_is_found_again(dsn: str) -> None:
+    """A destination that opens knows the last delivery that is there, also one without rows."""
+    target = destination(dsn)
+    target.open()
+    target.deliver(delivery(1))
+    receipt = target.deliver(Delivery(2, 5, []))
+    target.close()
+    assert destination(dsn).open() == receipt
+    assert (receipt.first_group, receipt.last_group, receipt.row_count) == (2, 5, 0)
+    assert destination(dsn, ledger=UUID(int=8)).open() is None
+
+
+def test_a_delivery_that_is_there_already_is_not_taken_again(dsn: str) -> None:
+    """A second server with a copy of the ledger can't deliver a group twice."""
+    target = destination(dsn)
+    target.open()
+    target.deliver(delivery(1))
+    with pytest.raises(DestinationRefused, match="group 1 already"):
+        target.deliver(delivery(1))
+    assert fetch(dsn, "SELECT count(*) FROM events") == [(3,)]
+
+
+def test_a_row_refused_for_its_content_is_dead_and_the_rest_goes_on(dsn: str) -> None:
+    """A check constraint of the operator's refuses one row in 100: it alone is dead, by SQLSTATE."""
+    target = destination(dsn)
+    target.open()
+    with psycopg.connect(dsn) as connection:
+        connection.execute("ALTER TABLE events ADD CHECK (distinct_id <> 'order-65577')")
+    receipt = target.deliver(delivery(1, 100))
+    assert receipt.dead == (RefusedRow(65_577, "sqlstate_23514"),)
+    assert receipt.row_count == 99
+    assert fetch(dsn, "SELECT count(*) FROM events") == [(99,)]
+    assert destination(dsn).open() == receipt
+
+
+def test_a_nul_in_a_text_column_is_dead_by_its_columns_name(dsn: str) -> None:
+    """PostgreSQL's text can't hold NUL; the reason names the column, and the JSON columns hold it."""
+    target = destination(dsn)
+    target.open()
+    receipt = target.deliver(Delivery(1, 1, [row(65_536, email="a\0b"), row(65_537)]))
+    assert receipt.dead == (RefusedRow(65_536, "nul:email"),)
+    assert fetch(dsn, "SELECT seq FROM events") == [(65_537,)]
+
+
+def test_a_key_that_is_taken_is_dead_and_the_first_row_stays(dsn: str) -> None:
+    """The unique key holds beyond the horizon of the seen index, and across ledgers."""
+    target = destination(dsn)
+    target.open()
+    target.deliver(Delivery(1, 1, [row(65_536, "order")]))
+    receipt = target.deliver(Delivery(2, 2, [row(131_072, "order", event="Other"), row(131_073)]))
+    assert receipt.dead == (RefusedRow(131_072, "already_there"),)
+    assert fetch(dsn, "SELECT seq, event FROM events ORDER BY seq") == [(65_536, "Purchase"), (131_073, "Purchase")]
+
+
+def test_the_same_row_once_more_is_no_refusal(dsn: str) -> None:
+    """A replay hands over rows that are there: they stay once, and count as delivered."""
+    target = destination(dsn)
+    target.open()
+    target.deliver(delivery(1))
+    receipt = target.deliver(Delivery(2, 2, delivery(1, 4).rows))
+    assert (receipt.row_count, receipt.dead) == (4, ())
+    assert fetch(dsn, "SELECT count(*) FROM events") == [(4,)]
+
+
+def test_counts_and_held_tell_what_is_there(dsn: str) -> None:
+    """Audit and replay ask the table itself, and only for this ledger's rows."""
+    target = destination(dsn)
+    assert target.counts() == {}
+    assert list(target.held()) == []
+    target.open()
+    target.deliver(Delivery(1, 1, [row(65_536), row(65_537, source="app"), row(65_538)]))
+    other = destination(dsn, ledger=UUID(int=8))
+    other.open()
+    other.deliver(Delivery(1, 1, [row(65_536, "elsewhere")]))
+    assert target.counts() == {"website": 2, "app": 1}
+    held = [(run.source, list(run.seqs), list(run.distinct_ids)) for run in target.held(65_537)]
+    assert held == [("app", [65_537], ["order-65537"]), ("website", [65_538], ["order-65538"])]
+
+
+def test_a_server_that_is_not_there_is_down(server: PostgresServer) -> None:
+    """No connection is a reason to try again, and says nothing in PostgreSQL's words."""
+    with pytest.raises(DestinationDown, match=r"^postgres_unreachable$"):
+        destination(server.dsn().replace("host=", "host=/nowhere")).open()
+
+
+def test_what_needs_somebody_to_act_is_told(dsn: str, server: PostgresServer) -> None:
+    """A database that is not there, a schema that is not there, rights that are missing: each with what to do."""
+    assert "make it" in destination(server.dsn("nowhere")).check()[0]
+    assert "schema" in destination(dsn, schema_name="nowhere").check()[0]
+    with psycopg.connect(dsn) as connection:
+        connection.execute("CREATE ROLE reader LOGIN") if not _role_is_there(connection) else None
+    reader = destination(dsn.replace("postgres@", "reader@"))
+    assert "CREATE" in reader.check()[0]
+    with pytest.raises(DestinationRefused, match="42501"):
+        reader.open()
+
+
+def _role_is_there(connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
+    return connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'reader'").fetchone() is not None
+
+
+def test_a_column_altered_by_hand_is_named(dsn: str) -> None:
+    """The table is as it was made, or the destination says which column is not."""
+    target = destination(dsn)
+    target.open()
+    target.close()
+    with psycopg.connect(dsn) as connection:
+        connection.execute("ALTER TABLE events RENAME COLUMN email TO mail")
+        connection.execute("ALTER TABLE events ALTER COLUMN extra TYPE text")
+    problems = target.check()
+    assert ["email" in problems[0], "extra" in problems[1]] == [True, True]
+    with pytest.raises(DestinationRefused, match="email"):
+        target.open()
+
+
+def test_a_server_that_dies_in_a_delivery_leaves_nothing_of_it(dsn: str, server: PostgresServer) -> None:
+    """After the server is back, the same delivery is taken once."""
+    target = destination(dsn)
+    target.open()
+    target.deliver(delivery(1))
+    server.kill()
+    with pytest.raises(DestinationDown):
+        target.deliver(delivery(2))
+    server.start()
+    held = target.open()
+    assert held is not None
+    assert held.last_group == 1
+    target.deliver(delivery(2))
+    assert fetch(dsn, "SELECT count(*), count(DISTINCT distinct_id) FROM events") == [(6, 6)]
+    target.close()
+
+
+@pytest.mark.parametrize("point", ["postgres.before_cursor", "postgres.before_commit", "postgres.after_commit"])
+def test_a_process_killed_at_any_point_delivers_once(dsn: str, point: str) -> None:
+    """Killed between copy, cursor and commit, a new life reads the cursor and goes on from there."""
+    script = (
+        "import sys; from tests.destinations.test_postgres import destination, delivery\n"
+        "target = destination(sys.argv[1]); held = target.open(); first = held.last_group + 1 if held else 1\n"
+        "for group in range(first, 4): target.deliver(delivery(group))\n"
+    )
+    command = [sys.executable, "-c", script, dsn]
+    killed = subprocess.run(command, env={**os.environ, "COUNTERFOIL_FAILPOINTS": f"{point}=2"}, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    subprocess.run(command, check=True)
+    assert fetch(dsn, "SELECT count(*), count(DISTINCT distinct_id), max(seq) FROM events") == [
+        (9, 9, 3 * ROWS_A_GROUP_MAX + 2)
+    ]

@@ -1,0 +1,205 @@
+"""The webhook destination, against a real HTTP receiver."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from counterfoil.destinations.halving import take_by_halves
+from counterfoil.destinations.interface import Delivery, RefusedRow
+from counterfoil.destinations.settings import WebhookSettings
+from counterfoil.destinations.webhook import WebhookDestination
+from counterfoil.errors import DestinationDown, DestinationRefused, SettingsInvalid
+from tests.destinations.rows import delivery, row
+from tests.http_receiver import Receiver, Reply, http_receiver
+
+LEDGER = UUID(int=7)
+KEY = b"a key of 24 bytes at least"
+SECRET = f"whsec_{base64.b64encode(KEY).decode()}"
+NOW_MS = 1_767_225_600_123
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver that takes everything until told otherwise."""
+    with http_receiver() as running:
+        yield running
+
+
+@pytest.fixture
+def hook(receiver: Receiver) -> Iterator[WebhookDestination]:
+    """A destination that posts ten rows a request to the receiver."""
+    target = destination(receiver.url, request_rows=10)
+    target.open()
+    yield target
+    target.close()
+
+
+def destination(url: str, **settings: Any) -> WebhookDestination:
+    """A destination named crm, not yet open."""
+    return WebhookDestination(
+        WebhookSettings(name="crm", url=url, **{"secret": SECRET, **settings}), LEDGER, lambda: NOW_MS
+    )
+
+
+def sizes(receiver: Receiver) -> list[int]:
+    """Rows of each request that came in."""
+    return [len(request.rows) for request in receiver.received]
+
+
+def test_a_row_arrives_with_every_value_and_its_own_key(receiver: Receiver, hook: WebhookDestination) -> None:
+    """What is posted is what was sent, JSON as it was, with an id a receiver can remember."""
+    receipt = hook.deliver(Delivery(1, 1, [row(65_536)]))
+    assert (receipt.row_count, receipt.dead) == (1, ())
+    assert json.loads(receiver.received[0].body) == {
+        "type": "rows",
+        "ledger": str(LEDGER),
+        "destination": "crm",
+        "rows": [
+            {
+                "id": f"{LEDGER}:65536",
+                "seq": 65_536,
+                "source": "website",
+                "receivedAt": 1_767_225_600_536,
+                "event": "Purchase",
+                "distinctId": "order-65536",
+                "userId": "u-1",
+                "email": "ann@example.com",
+                "time": 1_767_225_599_123,
+                "defaultProperties": {"received_at": "2026-01-01T00:00:00.000Z"},
+                "eventProperties": {"sum": 12.5, "nul": "a\0b", "big": 123456789012345678901234567890},
+                "extra": {"colour": "red"},
+            }
+        ],
+    }
+
+
+def test_a_request_is_signed_by_standard_webhooks(receiver: Receiver, hook: WebhookDestination) -> None:
+    """The signature is the HMAC-SHA256 of id, timestamp and body, as the receiver computes it from the secret."""
+    hook.deliver(delivery(1))
+    (request,) = receiver.received
+    signed = b".".join(
+        (request.headers["webhook-id"].encode(), request.headers["webhook-timestamp"].encode(), request.body)
+    )
+    expected = base64.b64encode(hmac.new(KEY, signed, hashlib.sha256).digest()).decode()
+    assert request.headers["webhook-signature"] == f"v1,{expected}"
+    assert request.headers["webhook-timestamp"] == str(NOW_MS // 1000)
+
+
+def test_rows_go_in_requests_of_the_set_size(receiver: Receiver, hook: WebhookDestination) -> None:
+    """25 rows at ten a request are three requests, in order."""
+    hook.deliver(delivery(1, 25))
+    assert sizes(receiver) == [10, 10, 5]
+    assert receiver.taken == list(range(65_536, 65_561))
+
+
+def test_a_refused_row_is_found_by_halving(receiver: Receiver, hook: WebhookDestination) -> None:
+    """One row in ten is refused: it alone is dead, found in about log2 of the requests, and nothing is sent twice."""
+    receiver.answer = lambda request: Reply(422 if any(r["seq"] == 65_539 for r in request.rows) else 204)
+    receipt = hook.deliver(delivery(1, 10))
+    assert receipt.dead == (RefusedRow(65_539, "http_422"),)
+    assert receipt.row_count == 9
+    assert sorted(receiver.taken) == [seq for seq in range(65_536, 65_546) if seq != 65_539]
+    assert len(receiver.received) <= 9
+
+
+@pytest.mark.parametrize("reply", [Reply(503), Reply(429), Reply(408), Reply(cut=True)])
+def test_a_failure_in_the_middle_goes_on_with_one_row(
+    receiver: Receiver, hook: WebhookDestination, reply: Reply
+) -> None:
+    """After a failure the first request has one row, and what was taken before is not sent again."""
+    receiver.answer = lambda _: reply if len(receiver.received) == 2 else Reply()
+    with pytest.raises(DestinationDown):
+        hook.deliver(delivery(1, 25))
+    hook.close()
+    hook.open()
+    hook.deliver(delivery(1, 25))
+    assert sizes(receiver) == [10, 10, 1, 10, 4]
+
+
+def test_the_same_rows_have_the_same_message_id(receiver: Receiver, hook: WebhookDestination) -> None:
+    """A request that is sent again is recognised by its id; another one has another."""
+    receiver.answer = lambda _: Reply(500 if len(receiver.received) == 1 else 204)
+    with pytest.raises(DestinationDown):
+        hook.deliver(delivery(1, 1))
+    hook.deliver(delivery(1, 1))
+    hook.deliver(delivery(2, 1))
+    first, again, other = (request.headers["webhook-id"] for request in receiver.received)
+    assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("7", 7.0), ("Thu, 01 Jan 2026 00:00:30 GMT", 29.877), ("99999", 3600.0), ("soon", None)]
+)
+def test_retry_after_is_handed_on(
+    receiver: Receiver, hook: WebhookDestination, text: str, seconds: float | None
+) -> None:
+    """Seconds or a date, at most an hour; what can't be read is as if it were not there."""
+    receiver.answer = lambda _: Reply(429, {"retry-after": text})
+    with pytest.raises(DestinationDown) as caught:
+        hook.deliver(delivery(1))
+    assert caught.value.retry_after_s == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize("status", [301, 401, 403, 404])
+def test_what_somebody_must_mend_is_told(receiver: Receiver, hook: WebhookDestination, status: int) -> None:
+    """A wrong address or secret stops this destination with the status and what to look at."""
+    receiver.answer = lambda _: Reply(status)
+    with pytest.raises(DestinationRefused, match=f"http_{status}.*secret"):
+        hook.deliver(delivery(1))
+    assert hook.check()[0].startswith("crm: http_")
+
+
+def test_check_is_content_with_a_receiver_that_answers(receiver: Receiver) -> None:
+    """A check posts no rows; a receiver that refuses an empty post answers all the same."""
+    receiver.answer = lambda _: Reply(400)
+    assert destination(receiver.url).check() == []
+    assert sizes(receiver) == [0]
+
+
+def test_nobody_there_is_down() -> None:
+    """A port nobody listens at is a reason to try again."""
+    target = destination("http://127.0.0.1:1/")
+    target.open()
+    with pytest.raises(DestinationDown, match=r"^http_unreachable$"):
+        target.deliver(delivery(1))
+    target.close()
+    assert target.check() == ["crm: http_unreachable"]
+
+
+def test_a_secret_that_is_none_is_refused() -> None:
+    """A typing error in the secret is found before anything is sent, and the secret is not in the message."""
+    with pytest.raises(SettingsInvalid) as caught:
+        destination("http://127.0.0.1:1/", secret="whsec_not base64!")
+    assert str(caught.value) == "destinations.crm.secret: expected whsec_ and the key in base64"
+
+
+@given(st.integers(0, 200), st.sets(st.integers(0, 199)))
+def test_halving_finds_exactly_the_refused_rows(row_count: int, refused: set[int]) -> None:
+    """Every other row is taken once, in order, and one refused row in n costs about 2 log2 n more tries."""
+    rows = [row(seq) for seq in range(row_count)]
+    taken: list[int] = []
+    tries = 0
+
+    def take(part: Any) -> str | None:
+        nonlocal tries
+        tries += 1
+        if any(r.seq in refused for r in part):
+            return "no"
+        taken.extend(r.seq for r in part)
+        return None
+
+    dead = take_by_halves(rows, take)
+    here = sorted(refused & set(range(row_count)))
+    assert dead == [RefusedRow(seq, "no") for seq in here]
+    assert taken == [seq for seq in range(row_count) if seq not in refused]
+    assert tries <= 1 + 2 * len(here) * max(row_count, 1).bit_length()

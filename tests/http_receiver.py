@@ -1,0 +1,91 @@
+"""A real HTTP receiver for webhooks, whose answers a test decides and whose requests it reads."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Received:
+    """A request that came in; header names in lower case."""
+
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = json.loads(self.body)["rows"]
+        return rows
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What is answered; `cut` closes the connection without a word."""
+
+    status: int = 204
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: bool = False
+
+
+class Receiver:
+    """Takes requests until it is closed; `answer` decides each."""
+
+    def __init__(self) -> None:
+        self.received: list[Received] = []
+        self.taken: list[int] = []
+        self.answer: Callable[[Received], Reply] = lambda _: Reply()
+        self._lock = threading.Lock()
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                reply = receiver._take(Received({k.lower(): v for k, v in self.headers.items()}, body))
+                if reply.cut:
+                    self.close_connection = True
+                    return
+                self.send_response(reply.status)
+                for name, value in {"content-length": "0", **reply.headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/rows"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def _take(self, request: Received) -> Reply:
+        with self._lock:
+            self.received.append(request)
+            reply = self.answer(request)
+            if reply.cut or 200 <= reply.status < 300:
+                self.taken += [row["seq"] for row in request.rows]
+            return reply
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+@contextmanager
+def http_receiver() -> Iterator[Receiver]:
+    """A receiver that runs until the end of the block."""
+    receiver = Receiver()
+    try:
+        yield receiver
+    finally:
+        receiver.close()
