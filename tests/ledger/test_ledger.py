@@ -41,7 +41,7 @@ def opened(path: Path, ledger_id: UUID = LEDGER_ID) -> Ledger:
 
 def one_row(number: int, key: bytes, *, destinations: tuple[str, ...] | None = None, at_ms: int = 1000) -> Settled:
     """A group of one frame of one new row."""
-    frame = GroupFrame(position(number * 64), 1, 64)
+    frame = GroupFrame(position(number * 64), "web", 1, 64)
     group = Group(
         GroupNumber(number), (frame,), bytes([Verdict.NEW]), (RoutedCount("web", destinations, 1),), at_ms * number
     )

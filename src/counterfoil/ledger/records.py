@@ -7,9 +7,9 @@ Every number is big-endian, so that keys sort as their numbers do. A group's rec
     1       8      settled at, ms since the Unix epoch, by the ledger's clock that never goes back
     9       4      frames, f
     13      4      rows, n
-    17      4      bytes of the routed counts
-    21      24 f   frames: position (16), rows (4), bytes in the queue (4)
-            …      routed counts: JSON of a list of `RoutedCount`
+    17      4      bytes of the names
+    21      26 f   frames: position (16), rows (4), bytes in the queue (4), index of the source's name (2)
+            …      names: JSON of `GroupNames`: the sources, and the routed counts
             n      verdicts, one byte a row, frame after frame
 
 A row's `seq` is group * 65,536 + its place in the group.
@@ -40,7 +40,7 @@ Seq = NewType("Seq", int)
 KIND_ROWS = 1
 
 _GROUP = struct.Struct(">BQIII")
-_FRAME = struct.Struct(">16sII")
+_FRAME = struct.Struct(">16sIIH")
 _SEEN = struct.Struct(">QQH")
 _REPEAT = struct.Struct(">BH")
 _DELIVERY = struct.Struct(">QQQQ")
@@ -65,6 +65,7 @@ class GroupFrame(msgspec.Struct, frozen=True, gc=False):
     """A frame as a group names it."""
 
     position: FramePosition
+    source: str
     row_count: int
     frame_bytes: int
 
@@ -79,6 +80,13 @@ class RoutedCount(msgspec.Struct, frozen=True):
 
     def is_for(self, name: str) -> bool:
         return self.destinations is None or name in self.destinations
+
+
+class GroupNames(msgspec.Struct, frozen=True):
+    """What of a group's record is text."""
+
+    sources: tuple[str, ...]
+    routed: tuple[RoutedCount, ...]
 
 
 class Group(msgspec.Struct, frozen=True):
@@ -257,35 +265,37 @@ def unpack_repeat(packed: bytes) -> tuple[Verdict, int]:
     return Verdict(verdict), day
 
 
-_encode_routed = msgspec.json.Encoder().encode
-_decode_routed = msgspec.json.Decoder(tuple[RoutedCount, ...]).decode
+_encode_names = msgspec.json.Encoder().encode
+_decode_names = msgspec.json.Decoder(GroupNames).decode
 
 
 def pack_group(group: Group) -> bytes:
     """A group's record."""
-    routed = _encode_routed(group.routed)
-    return b"".join(
-        (
-            _GROUP.pack(KIND_ROWS, group.settled_at_ms, len(group.frames), group.row_count, len(routed)),
-            *(_FRAME.pack(frame.position.pack(), frame.row_count, frame.frame_bytes) for frame in group.frames),
-            routed,
-            group.verdicts,
+    sources: dict[str, int] = {}
+    frames = [
+        _FRAME.pack(
+            frame.position.pack(), frame.row_count, frame.frame_bytes, sources.setdefault(frame.source, len(sources))
         )
-    )
+        for frame in group.frames
+    ]
+    names = _encode_names(GroupNames(tuple(sources), group.routed))
+    head = _GROUP.pack(KIND_ROWS, group.settled_at_ms, len(frames), group.row_count, len(names))
+    return b"".join((head, *frames, names, group.verdicts))
 
 
 def unpack_group(number: GroupNumber, packed: bytes) -> Group:
     """The group of a record; raises LedgerUnusable when it makes no sense."""
-    kind, settled_at_ms, frame_count, row_count, routed_bytes = _GROUP.unpack_from(packed)
+    kind, settled_at_ms, frame_count, row_count, names_bytes = _GROUP.unpack_from(packed)
     frames_end = _GROUP.size + frame_count * _FRAME.size
-    routed_end = frames_end + routed_bytes
-    if kind != KIND_ROWS or len(packed) != routed_end + row_count:
+    names_end = frames_end + names_bytes
+    if kind != KIND_ROWS or len(packed) != names_end + row_count:
         raise LedgerUnusable(f"the record of group {number} makes no sense")
+    names = _decode_names(packed[frames_end:names_end])
     frames = tuple(
-        GroupFrame(FramePosition.unpack(position), rows, frame_bytes)
-        for position, rows, frame_bytes in _FRAME.iter_unpack(packed[_GROUP.size : frames_end])
+        GroupFrame(FramePosition.unpack(position), names.sources[source], rows, frame_bytes)
+        for position, rows, frame_bytes, source in _FRAME.iter_unpack(packed[_GROUP.size : frames_end])
     )
-    return Group(number, frames, packed[routed_end:], _decode_routed(packed[frames_end:routed_end]), settled_at_ms)
+    return Group(number, frames, packed[names_end:], names.routed, settled_at_ms)
 
 
 def pack_delivery(record: DeliveryRecord) -> bytes:

@@ -52,7 +52,7 @@ _FIXED = (FACTS, GROUPS, DELIVERIES, DEAD)
 MIB = 1024 * 1024
 OPEN_FILES_MAX = 256
 BLOOM_BITS_A_KEY = 10
-_FILE_BYTES = 64 * MIB
+_FILE_BYTES = 32 * MIB
 _LOG_FILES = 2
 _LOG_BYTES = 4 * MIB
 _OPEN_TRIES = 5
@@ -99,7 +99,8 @@ class Store:
         self._path = path
         self._settings = settings
         self._is_writer = is_writer
-        self._cache = Cache(settings.cache_bytes)
+        # Not the LRU cache: it is cut into 64 parts, and the filter of one file does not fit into a part of 2 MiB.
+        self._cache = Cache.new_hyper_clock_cache(settings.cache_bytes, 0)
         self._write_buffers = WriteBufferManager.new_write_buffer_manager_with_cache(
             settings.write_buffer_bytes, False, self._cache
         )
@@ -163,7 +164,7 @@ class Store:
         options.set_block_based_table_factory(blocks)
         # Hashes do not shrink; the rest is lists of positions and verdicts that do.
         options.set_compression_type(DBCompressionType.none() if is_seen else DBCompressionType.lz4())
-        options.set_write_buffer_size(max(MIB, settings.write_buffer_bytes // 4))
+        options.set_write_buffer_size(max(MIB, settings.write_buffer_bytes // (2 if is_seen else 8)))
         options.set_target_file_size_base(_FILE_BYTES)
         options.set_level_compaction_dynamic_level_bytes(True)
         options.set_paranoid_checks(True)

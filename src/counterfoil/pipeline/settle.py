@@ -140,7 +140,9 @@ def settle_group(number: int, frames: Sequence[Frame], seen: Seen, settled_at_ms
     return Settled(
         group=Group(
             number=GroupNumber(number),
-            frames=tuple(GroupFrame(each.position, each.facts.row_count, each.frame_bytes) for each in frames),
+            frames=tuple(
+                GroupFrame(each.position, each.facts.source, each.facts.row_count, each.frame_bytes) for each in frames
+            ),
             verdicts=judged.verdicts.tobytes(),
             routed=count_routed(facts, judged.verdicts),
             settled_at_ms=settled_at_ms,
