@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import ssl
+import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -51,7 +52,7 @@ def conformance(
     if json:
         print_json(Console(), run.server.url, known, outcomes)
     else:
-        print_table(Console(), run.server.url, sections, outcomes)
+        print_table(Console(width=None if sys.stdout.isatty() else 140), run.server.url, sections, outcomes)
     raise typer.Exit(0 if is_met(outcomes) else 1)
 
 

@@ -71,9 +71,14 @@ def shown(body: bytes) -> str:
 
 
 def _status(expected: Expectation, answer: Answer) -> Iterator[Finding]:
+    if _has_wrong_status(expected, answer):
+        statuses = " or ".join(map(str, _statuses(expected)))
+        yield Finding(f"status {statuses}", f"status {answer.status}: {shown(answer.body)}")
+
+
+def _has_wrong_status(expected: Expectation, answer: Answer) -> bool:
     statuses = _statuses(expected)
-    if statuses and answer.status not in statuses:
-        yield Finding("status " + " or ".join(map(str, statuses)), f"status {answer.status}: {shown(answer.body)}")
+    return bool(statuses) and answer.status not in statuses
 
 
 def _statuses(expected: Expectation) -> list[int]:
@@ -139,6 +144,8 @@ def _body(expected: Expectation, answer: Answer, values: Values, each: Sequence[
     words = _words(expected, values, each)
     if words is not None and answer.status in (200, 207):
         yield from _results(words, body)
+    if _has_wrong_status(expected, answer):
+        return
     if expected.success:
         yield from match({"success": True}, body)
     if expected.error is not None or expected.limit is not None:
@@ -181,6 +188,10 @@ def _result(index: int, word: str, result: Any) -> Iterator[Finding]:
     if word == "any":
         word = "invalid" if isinstance(result, dict) and result.get("success") is False else "accepted"
     verdict, _, path = word.partition(": ")
+    is_success = result.get("success") if isinstance(result, dict) else None
+    if is_success is (verdict != "accepted"):
+        yield Finding(f"row {index}: {word}", shown(json.dumps(result, ensure_ascii=False).encode()))
+        return
     findings = list(match(accepted if verdict == "accepted" else invalid, result, f"results[{index}]"))
     yield from findings
     if verdict != "accepted" and not findings:

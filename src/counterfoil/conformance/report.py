@@ -17,6 +17,7 @@ from counterfoil.conformance.cases import Section
 from counterfoil.conformance.suite import Kind, Known, Outcome
 
 _COLOURS = {Kind.PASSED: "green", Kind.FELL_SHORT: "red", Kind.NOT_TRIED: "yellow"}
+_FINDINGS_SHOWN = 3
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -52,9 +53,9 @@ def summary(outcomes: Sequence[Outcome]) -> str:
 def _table(section: Section, outcomes: Sequence[Outcome]) -> Table:
     title = f"{section.section}. {escape(section.title)}: {summary(outcomes)}"
     table = Table(title=title, title_justify="left", title_style="bold", expand=True, show_header=False)
-    table.add_column("case", ratio=3)
+    table.add_column("case", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("outcome", width=10)
-    table.add_column("why", ratio=2)
+    table.add_column("why", ratio=1, no_wrap=True, overflow="ellipsis")
     for outcome in outcomes:
         colour = _COLOURS[outcome.kind]
         table.add_row(escape(outcome.case.name), f"[{colour}]{outcome.kind.value}[/]", escape(_why(outcome)))
@@ -65,20 +66,18 @@ def _why(outcome: Outcome) -> str:
     if not outcome.findings:
         return outcome.why
     first = outcome.findings[0]
-    came = first.came if len(first.came) <= 80 else first.came[:80] + "…"
-    return f"expected {first.expected}, came {came}"
+    return f"expected {first.expected}, came {first.came}"
 
 
 def _print_findings(console: Console, outcome: Outcome) -> None:
     lines = [f"[bold red]{escape(outcome.case.name)}[/] (section {outcome.section}, {outcome.case.mark})"]
     lines.append(f"  rule      {escape(outcome.case.rule)}")
-    last_request = ""
-    for finding in outcome.findings:
-        if finding.request != last_request:
-            lines.append(f"  sent      {escape(finding.request)}")
-            last_request = finding.request
+    lines.append(f"  sent      {escape(outcome.findings[0].request)}")
+    for finding in outcome.findings[:_FINDINGS_SHOWN]:
         lines.append(f"  expected  {escape(finding.expected)}")
         lines.append(f"  came      {escape(finding.came)}")
+    if len(outcome.findings) > _FINDINGS_SHOWN:
+        lines.append(f"  and {len(outcome.findings) - _FINDINGS_SHOWN} more (all of them: --json)")
     console.print("\n".join(lines), soft_wrap=True, highlight=False)
     console.print()
 
