@@ -183,8 +183,9 @@ import sys
 from pathlib import Path
 from counterfoil.telemetry.metrics import GatewayMetrics, start_metrics
 gateway = GatewayMetrics(start_metrics(Path(sys.argv[1]), sys.argv[2]))
-gateway.request_answered("/api/v1/batch", 200, 0.002, 100)
-gateway.request_answered("/jane@example.org", 404, 0.001, 0)
+gateway.requests_answered("/api/v1/batch", 200, 1)
+gateway.requests_took("/api/v1/batch", [0, 1] + [0] * 13, 0.002, 100)
+gateway.requests_answered("/jane@example.org", 404, 1)
 gateway.rows_answered("website", 10, 1, 0)
 """
 
@@ -207,6 +208,10 @@ def test_metrics_of_several_processes_and_lives_add_up(tmp_path: Path) -> None:
     assert found['counterfoil_requests_total{path="/api/v1/batch",status="200"}'] == 3
     assert found['counterfoil_rows_total{result="accepted",source="website"}'] == 30
     assert found['counterfoil_request_seconds_count{path="/api/v1/batch"}'] == 3
+    assert found['counterfoil_request_seconds_bucket{le="0.001",path="/api/v1/batch"}'] == 0
+    assert found['counterfoil_request_seconds_bucket{le="0.0025",path="/api/v1/batch"}'] == 3
+    assert found['counterfoil_request_seconds_sum{path="/api/v1/batch"}'] == pytest.approx(0.006)
+    assert found['counterfoil_body_bytes_total{path="/api/v1/batch"}'] == 300
     assert len(list(tmp_path.iterdir())) == 4
 
 

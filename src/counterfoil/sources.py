@@ -15,16 +15,15 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
 from counterfoil.contract.limits import Limits
+from counterfoil.contract.rows import IDENTIFY_EVENT, RowRules
+from counterfoil.contract.text import trim
 from counterfoil.errors import SettingsInvalid
 
 SOURCE_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 Sha256Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-IDENTIFY_EVENT = "$identify"
 SYSTEM_PREFIX = "$"
 DAY_MS = 86_400_000
-# JavaScript's `trim`, which the contract compares by: its white space, line ends, BOM and NBSP.
-TRIMMED = "\t\n\v\f\r \u00a0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000\ufeff"
 
 
 class AllowedEvent(BaseModel):
@@ -78,8 +77,8 @@ class Sender(msgspec.Struct, frozen=True):
 
     source: str
     is_test: bool
-    age_ms_max: int | None
-    """How far a row's time may lie back; None is without end."""
+    rules: RowRules
+    """What its rows are judged by."""
     rows_per_second_max: int
     """0 is without limit."""
     allowlist: Mapping[str, Route] | None
@@ -114,12 +113,12 @@ class Sources:
 
 def compared(event: str) -> str:
     """An event's name as allowlists compare it: trimmed and without regard to case."""
-    return event.strip(TRIMMED).casefold()
+    return trim(event).casefold()
 
 
 def token_sha256(token: str) -> str:
     """What the settings keep of a token."""
-    return hashlib.sha256(token.strip(TRIMMED).encode()).hexdigest()
+    return hashlib.sha256(trim(token).encode()).hexdigest()
 
 
 def _senders_by_token(
@@ -129,7 +128,7 @@ def _senders_by_token(
     names: set[str] = set()
     for index, source in enumerate(settings):
         if source.name in names:
-            raise SettingsInvalid(f"sources[{index}].name = {source.name}: expected a name that no other source has")
+            raise SettingsInvalid(f"sources[{index}].name: expected a name that no other source has")
         names.add(source.name)
         for place, digest, sender in _senders_of(source, f"sources[{index}]", limits, destinations):
             if digest in senders:
@@ -147,7 +146,7 @@ def _senders_of(
     live = Sender(
         source=source.name,
         is_test=False,
-        age_ms_max=age_days * DAY_MS or None,
+        rules=RowRules(limits, age_days * DAY_MS or None, 1000 * limits.ahead_seconds_max),
         rows_per_second_max=source.rows_per_second_max,
         allowlist=_allowlist(source, place, destinations),
     )
@@ -172,11 +171,10 @@ def _allowlist(source: SourceSettings, place: str, destinations: Collection[str]
             raise SettingsInvalid(f"{entry_place}: expected an event's name, found nothing but white space")
         if key.startswith(SYSTEM_PREFIX) and key != IDENTIFY_EVENT:
             raise SettingsInvalid(
-                f"{entry_place} = {event}: expected a name without $ in front, or {IDENTIFY_EVENT}: "
-                "the others are the system's"
+                f"{entry_place}: expected a name without $ in front, or {IDENTIFY_EVENT}; the others are the system's"
             )
         if key in routes:
-            raise SettingsInvalid(f"{entry_place} = {event}: expected each event once; case does not count")
+            raise SettingsInvalid(f"{entry_place}: expected each event once; case does not count")
         for name in names or ():
             if destinations is not None and name not in destinations:
                 raise SettingsInvalid(f"{entry_place}.destinations: expected names of destinations, found {name}")

@@ -70,16 +70,19 @@ class JudgedRows(msgspec.Struct):
     """The (one) row got its distinctId from the server: a repeat of the request is another row."""
 
 
-def judge_batch(request: BatchRequest, rules: RowRules, now_ms: int) -> JudgedRows:
-    """Judge every row of a /batch at this time."""
+def judge_batch(
+    request: BatchRequest, rules: RowRules, now_ms: int, start: int = 0, end: int | None = None
+) -> JudgedRows:
+    """Judge the rows of a /batch at this time: every row, or those from `start` to before `end`."""
     oldest_ms, newest_ms = rules.window(now_ms)
-    judged = _nothing_yet(len(request.rows))
+    rows = request.rows if start == 0 and end is None else request.rows[start:end]
+    judged = _nothing_yet(len(rows))
     indexes, bodies, distinct_ids = judged.indexes, judged.bodies, judged.distinct_ids
     events, content_hashes, has_version = judged.events, judged.content_hashes, judged.has_version
     read, write, digest, spaces = _read_row, _write, xxhash.xxh3_64_digest, WHITESPACE
     row_bytes_max = rules.limits.row_bytes_max
     is_any_too_large = request.body_bytes > row_bytes_max
-    for row_index, raw in enumerate(request.rows):
+    for row_index, raw in enumerate(rows, start):
         try:
             if is_any_too_large and memoryview(raw).nbytes > row_bytes_max:
                 raise _NotTypical

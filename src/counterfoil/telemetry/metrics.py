@@ -143,7 +143,7 @@ class Flush(Protocol):
 
 
 class GatewayMetrics:
-    """What a gateway worker counts: a call a request, never a row."""
+    """What a gateway worker counts: many requests a call, once a second, because a call takes longer than a request."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = _counter(REQUESTS, registry)
@@ -151,18 +151,29 @@ class GatewayMetrics:
         self._body_bytes = _counter(BODY_BYTES, registry)
         self._rows = _counter(ROWS, registry)
 
-    def request_answered(self, path: str, status: int, seconds: float, body_bytes: int) -> None:
-        """An answer was given; `path` may be anything that was asked for."""
-        path = path if path in PATHS else OTHER_PATH
-        self._requests.labels(path, str(status)).inc()
-        self._request_seconds.labels(path).observe(seconds)
-        self._body_bytes.labels(path).inc(body_bytes)
+    def requests_answered(self, path: str, status: int, request_count: int) -> None:
+        """So many requests of a path got this status; `path` may be anything that was asked for."""
+        self._requests.labels(_path_label(path), str(status)).inc(request_count)
+
+    def requests_took(self, path: str, bucket_counts: Sequence[int], seconds: float, body_bytes: int) -> None:
+        """How long requests of a path took, each bucket counting its own alone, and in all; and their bodies' bytes."""
+        histogram = self._request_seconds.labels(_path_label(path))
+        # The library observes one by one only; its buckets count what is theirs alone, too.
+        for bucket, request_count in zip(histogram._buckets, bucket_counts, strict=True):
+            if request_count:
+                bucket.inc(request_count)
+        histogram._sum.inc(seconds)
+        self._body_bytes.labels(_path_label(path)).inc(body_bytes)
 
     def rows_answered(self, source: str, accepted: int, invalid: int, queue_failed: int) -> None:
-        """The rows of a request were answered."""
+        """So many rows of a source were answered so."""
         for result, count in (("accepted", accepted), ("invalid_event", invalid), ("queue_failed", queue_failed)):
             if count:
                 self._rows.labels(source, result).inc(count)
+
+
+def _path_label(path: str) -> str:
+    return path if path in PATHS else OTHER_PATH
 
 
 class QueueMetrics:

@@ -1,0 +1,372 @@
+"""The gateway's requests: routes, the order of checks, and the one place where an error becomes an answer.
+
+    __rsgi__        one request, from its head to its answer
+      _handler      path and method
+      _batch, _track, _identify
+                    content type, size, encoding (`bodies`), JSON, shape (contract), token (`sources`), rows (contract),
+                    frames (`frames`), the flush (queue)
+      _answer_to    whatever went wrong -> its answer
+
+The checks stand in the order of contract.md section 3, so that a bad token is told before any row is judged. A request
+waits for two things: the rest of its body, and the flush of its frames.
+
+A large request is judged in pieces, and one such request at a time: small ones pass between the pieces, and what
+judging needs besides the body is needed once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+
+import msgspec
+import structlog
+
+from counterfoil.contract import rejections
+from counterfoil.contract.answers import (
+    JSON_HEADERS,
+    TRACK_ACCEPTED,
+    Answer,
+    batch_answer,
+    error_answer,
+    unavailable,
+    uncertain,
+)
+from counterfoil.contract.limits import Limits
+from counterfoil.contract.rejections import RequestRejected
+from counterfoil.contract.requests import IdentifyRequest, TrackRequest, read_batch, read_identify, read_track
+from counterfoil.contract.rows import IDENTIFY_EVENT, JudgedRows, RowRules, judge_batch, judge_identify, judge_track
+from counterfoil.errors import DiskReserveReached, FlushFailed, QueueRefused
+from counterfoil.gateway.bodies import Bodies, BodyBudget, Incoming, OverBudget, Stopping
+from counterfoil.gateway.counts import GatewayCounts
+from counterfoil.gateway.deadlines import Deadlines
+from counterfoil.gateway.frames import Frames, Receipt
+from counterfoil.gateway.rsgi import Exchange, Headers, Scope
+from counterfoil.gateway.settings import GatewaySettings
+from counterfoil.gateway.uuid7 import Uuid7, uuid_text
+from counterfoil.queue import FrameSink
+from counterfoil.queue.settings import QueueSettings
+from counterfoil.sources import Sender, Sources
+from counterfoil.telemetry.metrics import OTHER_PATH
+
+BASE_PATH = "/api/v1"
+EXPERIMENTS_PATH = f"{BASE_PATH}/experiments/"
+"""What SDKs have and this server does not offer (contract.md section 1)."""
+
+REQUEST_ID_HEADER = "x-request-id"
+
+# Bodies up to this size that are not compressed are judged at once; others take their turn.
+_SMALL_BYTES = 256 * 1024
+# A piece of a large request takes about as long as a small request.
+_PIECE_ROWS = 2048
+_PIECE_BYTES = 512 * 1024
+
+_SOON_SECONDS = 1
+_DISK_SECONDS = 60
+_SENDER_VERSION_CHARS_MAX = 2000
+
+
+class Call:
+    """One request on its way to its answer."""
+
+    __slots__ = ("body_bytes", "headers", "id_text", "incoming", "may_repeat", "path", "request_id")
+
+    def __init__(self, headers: Headers, incoming: Incoming, request_id: bytes) -> None:
+        self.headers = headers
+        self.incoming = incoming
+        self.request_id = request_id
+        self.id_text = uuid_text(request_id)
+        self.path = OTHER_PATH
+        self.body_bytes = 0
+        self.may_repeat = True
+        """False once a row without an identity was given to the queue: sent again, it could be a second one."""
+
+
+Handler = Callable[[Call], Awaitable[Answer]]
+_RowRequest = TrackRequest | IdentifyRequest
+
+
+class Application:
+    """What a gateway worker does with a request: an RSGI application."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        limits: Limits,
+        queue: QueueSettings,
+        sources: Sources,
+        sink: FrameSink,
+        *,
+        clock_ms: Callable[[], int],
+        ids: Uuid7,
+    ) -> None:
+        self._limits = limits
+        self._sources = sources
+        self._sink = sink
+        self._clock_ms = clock_ms
+        self._ids = ids
+        self._frames = Frames(queue)
+        self._deadlines = Deadlines()
+        self._bodies = Bodies(limits, BodyBudget(settings.bodies_bytes_max), self._deadlines)
+        self._turn = asyncio.Lock()
+        self._is_stopping = False
+        self.counts = GatewayCounts()
+        self._in_flight = 0
+        self._log = structlog.get_logger().bind()
+        self._routes: dict[str, dict[str, Handler]] = {
+            f"{BASE_PATH}/batch": _taking(self._batch),
+            f"{BASE_PATH}/track": _taking(self._track),
+            f"{BASE_PATH}/identify": _taking(self._identify),
+            f"{BASE_PATH}/limits": _showing(self._show_limits),
+            "/livez": _showing(self._live),
+            "/readyz": _showing(self._ready),
+        }
+
+    async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
+        """Answer one request, whatever it is and whatever goes wrong."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        headers = scope.headers
+        incoming = Incoming(headers, exchange, began + self._limits.request_seconds_max)
+        call = Call(headers, incoming, self._ids.next(self._clock_ms()))
+        self._in_flight += 1
+        try:
+            answer = await self._answered(scope, call)
+            # An error's traceback held the body until here.
+            if not incoming.is_read:
+                await self._bodies.throw_away(incoming)
+        finally:
+            self._bodies.release(incoming)
+            self._in_flight -= 1
+        exchange.response_bytes(answer.status, [*answer.headers, (REQUEST_ID_HEADER, call.id_text)], answer.body)
+        seconds = loop.time() - began
+        self.counts.add_request(call.path, answer.status, seconds, call.body_bytes)
+        self._log.debug(
+            "gateway.answered",
+            request=call.id_text,
+            path=call.path,
+            status=answer.status,
+            body_bytes=call.body_bytes,
+            seconds=seconds,
+        )
+
+    async def _answered(self, scope: Scope, call: Call) -> Answer:
+        try:
+            return await self._handler(scope, call)(call)
+        except Exception as error:  # The edge of a request: everything becomes an answer, and is counted.
+            self._bodies.release(call.incoming)
+            return self._answer_to(error, call)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not answered yet."""
+        return self._in_flight
+
+    def begin_stop(self) -> None:
+        """Say from now on that it is not ready; requests are answered as before."""
+        self._is_stopping = True
+
+    def cut_off(self) -> None:
+        """Answer the requests that have not arrived whole; those that have are answered as before."""
+        self._deadlines.cut_all()
+
+    def close(self) -> None:
+        """Stop what runs by itself; closing twice is harmless."""
+        self._deadlines.close()
+
+    def replace_limits(self, limits: Limits) -> None:
+        """Hold later requests to other limits."""
+        self._limits = self._bodies.limits = limits
+
+    def _handler(self, scope: Scope, call: Call) -> Handler:
+        path = scope.path
+        handlers = self._routes.get(path)
+        if handlers is None:
+            if path.startswith(EXPERIMENTS_PATH):
+                raise rejections.path_not_offered()
+            raise rejections.path_unknown(is_outside_base=not path.startswith(f"{BASE_PATH}/"))
+        call.path = path
+        handler = handlers.get(scope.method)
+        if handler is None:
+            raise rejections.method_wrong(handlers)
+        return handler
+
+    async def _batch(self, call: Call) -> Answer:
+        body = await self._read(call)
+        if call.incoming.encoding is None and len(body) <= _SMALL_BYTES:
+            taken = await self._take_batch(call, body)
+        else:
+            async with self._turn:
+                body = await self._bodies.inflate(call.incoming, body)
+                taken = await self._take_batch(call, body)
+        del body
+        queue_failed: list[int] = []
+        for future, indexes in taken.waiting:
+            try:
+                await future
+            except (QueueRefused, FlushFailed):
+                queue_failed += indexes
+        accepted = taken.row_count - len(taken.faults) - len(queue_failed)
+        self.counts.add_rows(taken.source, accepted, len(taken.faults), len(queue_failed))
+        return batch_answer(taken.row_count, taken.faults, queue_failed)
+
+    async def _take_batch(self, call: Call, body: bytes) -> _TakenBatch:
+        """Judge the rows of a /batch, and give the accepted ones to the queue."""
+        request = read_batch(body, self._limits)
+        row_count = len(request.rows)
+        sender = self._sender(request.token)
+        receipt = self._receipt(call, sender)
+        taken = _TakenBatch(sender.source, row_count)
+        for start, end in _pieces(row_count, request.body_bytes):
+            if start:
+                await asyncio.sleep(0)
+            rows = judge_batch(request, sender.rules, receipt.received_at_ms, start, end)
+            taken.faults.update(rows.faults)
+            for frame in self._frames.draft(rows, receipt):
+                (future,) = self._sink.append([frame.draft])
+                taken.waiting.append((future, rows.indexes[frame.start : frame.end]))
+        return taken
+
+    async def _track(self, call: Call) -> Answer:
+        return await self._take_row(call, read_track, judge_track)
+
+    async def _identify(self, call: Call) -> Answer:
+        return await self._take_row(call, read_identify, judge_identify)
+
+    async def _take_row(
+        self,
+        call: Call,
+        read: Callable[[bytes, Limits], _RowRequest],
+        judge: Callable[[_RowRequest, RowRules, int, str], JudgedRows],
+    ) -> Answer:
+        body = await self._read(call)
+        if call.incoming.encoding is not None:
+            async with self._turn:
+                body = await self._bodies.inflate(call.incoming, body)
+        request = read(body, self._limits)
+        sender = self._sender(request.token)
+        receipt = self._receipt(call, sender)
+        rows = judge(request, sender.rules, receipt.received_at_ms, call.id_text)
+        if rows.faults:
+            self.counts.add_rows(sender.source, 0, invalid=1)
+            raise rejections.row_invalid(rows.faults[0])
+        (frame,) = self._frames.draft(rows, receipt)
+        (future,) = self._sink.append([frame.draft])
+        # An /identify without an identity sets the same properties again (contract.md section 8).
+        call.may_repeat = not rows.has_made_distinct_id or rows.events[0] == IDENTIFY_EVENT
+        try:
+            await future
+        except (QueueRefused, FlushFailed):
+            self.counts.add_rows(sender.source, 0, queue_failed=1)
+            raise
+        self.counts.add_rows(sender.source, 1)
+        return TRACK_ACCEPTED
+
+    async def _read(self, call: Call) -> bytes:
+        content_type = call.headers.get("content-type")
+        if content_type != "application/json" and not _is_json(content_type):
+            raise rejections.content_type_wrong()
+        body = await self._bodies.read(call.incoming)
+        call.body_bytes = len(body)
+        return body
+
+    def _sender(self, token: str) -> Sender:
+        sender = self._sources.find(token)
+        if sender is None:
+            raise rejections.token_unknown()
+        refusal = self._sink.refusal()
+        if refusal is not None:
+            raise refusal
+        return sender
+
+    def _receipt(self, call: Call, sender: Sender) -> Receipt:
+        return Receipt(sender, _sender_version(call.headers), self._clock_ms(), call.request_id)
+
+    async def _show_limits(self, call: Call) -> Answer:
+        return Answer(200, msgspec.json.encode(self._limits.model_dump()))
+
+    async def _live(self, call: Call) -> Answer:
+        return Answer(200, b'{"success":true}')
+
+    async def _ready(self, call: Call) -> Answer:
+        """Ready is: the queue can take a row now."""
+        if self._is_stopping:
+            return _not_ready("the server is stopping")
+        if self._sink.refusal() is not None:
+            return _not_ready("the queue takes no rows now")
+        return Answer(200, b'{"success":true}')
+
+    def _answer_to(self, error: Exception, call: Call) -> Answer:
+        """The answer to what went wrong: the one place where an error becomes one."""
+        if isinstance(error, RequestRejected):
+            return error_answer(error)
+        if isinstance(error, OverBudget):
+            return unavailable("the server holds as many requests as it can; send the request again", _SOON_SECONDS)
+        if isinstance(error, Stopping):
+            return unavailable("the server is stopping; send the request again", _SOON_SECONDS)
+        if isinstance(error, DiskReserveReached):
+            return unavailable("the queue takes no rows until there is room; send the request again", _DISK_SECONDS)
+        if isinstance(error, QueueRefused):
+            return unavailable("the queue takes no rows now; send the request again")
+        if not isinstance(error, FlushFailed):
+            self._log.error("gateway.unforeseen", request=call.id_text, exc_info=error)
+        if not call.may_repeat:
+            return uncertain(
+                "the row may or may not be kept; without a distinctId, sent again it could be a second one"
+            )
+        return unavailable("nothing of the request is confirmed; send it again")
+
+
+class _TakenBatch:
+    """A /batch whose accepted rows the queue has."""
+
+    __slots__ = ("faults", "row_count", "source", "waiting")
+
+    def __init__(self, source: str, row_count: int) -> None:
+        self.source = source
+        self.row_count = row_count
+        self.faults: dict[int, str] = {}
+        self.waiting: list[tuple[Awaitable[object], list[int]]] = []
+        """Each frame's future, and its rows' indexes."""
+
+
+def _taking(handler: Handler) -> dict[str, Handler]:
+    return _with_options({"POST": handler})
+
+
+def _showing(handler: Handler) -> dict[str, Handler]:
+    return _with_options({"GET": handler, "HEAD": handler})
+
+
+def _with_options(handlers: dict[str, Handler]) -> dict[str, Handler]:
+    answer = Answer(204, b"", (("allow", ", ".join((*handlers, "OPTIONS"))),))
+
+    async def options(call: Call) -> Answer:
+        return answer
+
+    return handlers | {"OPTIONS": options}
+
+
+def _pieces(row_count: int, body_bytes: int) -> Iterator[tuple[int, int]]:
+    """The rows of a request in pieces that take about as long as a small request each."""
+    rows = row_count if body_bytes <= _SMALL_BYTES else max(1, min(_PIECE_ROWS, row_count * _PIECE_BYTES // body_bytes))
+    for start in range(0, row_count, rows):
+        yield start, min(start + rows, row_count)
+
+
+def _is_json(content_type: str | None) -> bool:
+    return content_type is not None and content_type.partition(";")[0].strip().lower() == "application/json"
+
+
+def _sender_version(headers: Headers) -> str | None:
+    """What SDKs say of themselves in headers (contract.md section 4)."""
+    language = headers.get("x-stainless-lang")
+    version = headers.get("x-stainless-package-version")
+    if not language or not version:
+        return None
+    text = f"ingest-sdk-{language}/{version}"
+    return text if len(text) <= _SENDER_VERSION_CHARS_MAX else None
+
+
+def _not_ready(reason: str) -> Answer:
+    return Answer(503, msgspec.json.encode({"success": False, "error": reason}), JSON_HEADERS)

@@ -1,0 +1,200 @@
+"""Reading of request bodies: within their size, within their time, and within what a worker may hold at once.
+
+    announced too large  413 at once, the rest thrown away
+    too large            413 as soon as it is, whether as sent or inflated; the rest thrown away up to twice the limit
+    shorter than said    400
+    damaged compression  400
+    too slow             408, and the connection is closed
+    over the budget      500, to be sent again
+
+The budget counts what was received and what was inflated of it, until the request is answered: frames made of it are
+about as large. It counts bytes that are here, not bytes that were announced, so that nobody holds it by a promise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from io import BytesIO
+
+from counterfoil.contract.limits import Limits
+from counterfoil.contract.rejections import (
+    RequestRejected,
+    body_damaged,
+    body_incomplete,
+    body_too_large,
+    content_encoding_unknown,
+)
+from counterfoil.gateway.deadlines import CutOff, Deadlines
+from counterfoil.gateway.inflating import SPOKEN_ENCODINGS, DamagedCompression, inflater
+from counterfoil.gateway.rsgi import Exchange, Headers
+
+# How much is inflated before others get their turn.
+_TURN_BYTES = 1024 * 1024
+
+
+class OverBudget(Exception):
+    """The worker holds as many bytes of bodies as it may."""
+
+
+class Stopping(Exception):
+    """The worker stops and did not wait for the rest of a request."""
+
+
+class BodyBudget:
+    """The bytes of bodies that a worker holds."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.held_bytes = 0
+
+    def has_room(self, byte_count: int) -> bool:
+        return self.held_bytes + byte_count <= self.bytes_max
+
+
+class Incoming:
+    """A request's body, as far as it has arrived."""
+
+    __slots__ = ("encoding", "exchange", "has_begun", "headers", "held_bytes", "is_read", "length", "until")
+
+    def __init__(self, headers: Headers, exchange: Exchange, until: float) -> None:
+        self.headers = headers
+        self.exchange = exchange
+        self.until = until
+        announced = headers.get("content-length")
+        self.length = int(announced) if announced is not None and announced.isdecimal() else None
+        self.encoding = headers.get("content-encoding")
+        self.held_bytes = 0
+        self.has_begun = False
+        self.is_read = self.length == 0
+
+
+class Bodies:
+    """Reads the bodies of a worker's requests."""
+
+    def __init__(self, limits: Limits, budget: BodyBudget, deadlines: Deadlines) -> None:
+        self.limits = limits
+        self.budget = budget
+        self.deadlines = deadlines
+
+    async def read(self, incoming: Incoming) -> bytes:
+        """The body as it was sent. Raises RequestRejected, OverBudget, Stopping."""
+        length = incoming.length
+        if length is not None:
+            if length > self.limits.body_bytes_max:
+                raise body_too_large(self.limits)
+            if not self.budget.has_room(length):
+                raise OverBudget
+        if incoming.is_read:
+            return b""
+        incoming.has_begun = True
+        exchange = incoming.exchange.__aiter__()
+        task = self.deadlines.begin(incoming.until)
+        cut: CutOff | None = None
+        try:
+            first = await exchange.__anext__()
+            # Nearly every body is one piece.
+            body = first if len(first) == length else await self._collect(incoming, exchange, first)
+        except StopAsyncIteration:
+            body = b""
+        except asyncio.CancelledError:
+            cut = self.deadlines.end(task)
+            if cut is None:
+                raise
+            # The connection is given up: nothing more of it is read.
+            incoming.is_read = True
+            raise self._cut_off(cut) from None
+        finally:
+            self.deadlines.end(task)
+        incoming.is_read = True
+        self._hold(incoming, len(body) - incoming.held_bytes)
+        if length is not None and len(body) < length:
+            raise body_incomplete()
+        return body
+
+    async def inflate(self, incoming: Incoming, body: bytes) -> bytes:
+        """The body inflated, when it is compressed. Raises RequestRejected and OverBudget."""
+        encoding = (incoming.encoding or "identity").strip().lower()
+        if encoding == "identity":
+            return body
+        inflate = inflater(encoding)
+        if inflate is None:
+            raise content_encoding_unknown(SPOKEN_ENCODINGS)
+        bytes_max = self.limits.body_bytes_max
+        inflated = BytesIO()
+        inflated_bytes = turn_bytes = 0
+        try:
+            for piece in inflate(body):
+                inflated_bytes += len(piece)
+                if inflated_bytes > bytes_max:
+                    raise body_too_large(self.limits, is_inflated=True)
+                self._hold(incoming, len(piece))
+                inflated.write(piece)
+                turn_bytes += len(piece)
+                if turn_bytes > _TURN_BYTES:
+                    turn_bytes = 0
+                    await asyncio.sleep(0)
+        except DamagedCompression:
+            raise body_damaged(encoding) from None
+        return inflated.getvalue()
+
+    async def throw_away(self, incoming: Incoming) -> None:
+        """Read what is left of a body that nobody wants, up to twice the limit.
+
+        A connection closed while its sender still writes reaches the sender as a broken one, and not the answer.
+        """
+        if incoming.is_read or self._waits_for_continue(incoming):
+            return
+        exchange = incoming.exchange if incoming.has_begun else incoming.exchange.__aiter__()
+        incoming.has_begun = True
+        left = 2 * self.limits.body_bytes_max
+        task = self.deadlines.begin(incoming.until)
+        try:
+            while left > 0:
+                left -= len(await exchange.__anext__())
+        except StopAsyncIteration:
+            incoming.is_read = True
+        except asyncio.CancelledError:
+            if self.deadlines.end(task) is None:
+                raise
+        finally:
+            self.deadlines.end(task)
+
+    def release(self, incoming: Incoming) -> None:
+        """The request is answered."""
+        self.budget.held_bytes -= incoming.held_bytes
+        incoming.held_bytes = 0
+
+    async def _collect(self, incoming: Incoming, exchange: Exchange, piece: bytes) -> bytes:
+        bytes_max = self.limits.body_bytes_max
+        collected = BytesIO()
+        received = 0
+        while True:
+            received += len(piece)
+            if received > bytes_max:
+                raise body_too_large(self.limits)
+            self._hold(incoming, len(piece))
+            collected.write(piece)
+            if received == incoming.length:
+                return collected.getvalue()
+            try:
+                piece = await exchange.__anext__()
+            except StopAsyncIteration:
+                return collected.getvalue()
+
+    def _hold(self, incoming: Incoming, byte_count: int) -> None:
+        if not self.budget.has_room(byte_count):
+            raise OverBudget
+        incoming.held_bytes += byte_count
+        self.budget.held_bytes += byte_count
+
+    def _cut_off(self, cut: CutOff) -> Exception:
+        if cut is CutOff.STOPPING:
+            return Stopping()
+        return RequestRejected(
+            408,
+            f"the request did not arrive within {self.limits.request_seconds_max} seconds",
+            headers=(("connection", "close"),),
+        )
+
+    def _waits_for_continue(self, incoming: Incoming) -> bool:
+        return not incoming.has_begun and incoming.headers.get("expect", "").lower() == "100-continue"  # type: ignore[union-attr]

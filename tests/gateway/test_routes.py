@@ -1,0 +1,123 @@
+"""Paths and methods: what there is answers, what there isn't says so in the one error body."""
+
+import uuid
+
+import httpx
+import pytest
+
+from counterfoil.contract.limits import Limits
+from tests.gateway.server import TOKEN, RunningGateway, batch, row
+
+POST_PATHS = ("/api/v1/batch", "/api/v1/track", "/api/v1/identify")
+GET_PATHS = ("/api/v1/limits", "/livez", "/readyz")
+
+
+def is_error(answer: httpx.Response) -> bool:
+    body = answer.json()
+    return set(body) == {"success", "error"} and body["success"] is False and isinstance(body["error"], str)
+
+
+def test_an_unknown_path_is_404_and_names_the_base_path_when_it_lacks_it(gateway: RunningGateway) -> None:
+    """Below /api/v1 it is unknown; elsewhere the answer says where the paths begin."""
+    for path in ("/api/v1/", "/api/v1/batches", "/api/v1/batch/", "/api/v1/batch/x"):
+        answer = httpx.post(gateway.url + path, content=batch(row("a")))
+        assert (answer.status_code, is_error(answer)) == (404, True)
+        assert "begin with" not in answer.json()["error"]
+    for path in ("/", "/batch", "/v1/track", "/api/v1", "/api/v2/batch", "/metrics"):
+        answer = httpx.post(gateway.url + path, content=batch(row("a")))
+        assert (answer.status_code, is_error(answer)) == (404, True)
+        assert "begin with /api/v1" in answer.json()["error"]
+    assert gateway.rows() == []
+
+
+def test_a_404_does_not_repeat_the_path(gateway: RunningGateway) -> None:
+    """P6: a path can hold what a sender put into it by mistake."""
+    assert "jane" not in httpx.get(f"{gateway.url}/api/v1/jane@example.org").text
+
+
+@pytest.mark.parametrize("path", POST_PATHS)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "TRACE", "PROPFIND"])
+def test_a_wrong_method_is_405_with_allow(gateway: RunningGateway, path: str, method: str) -> None:
+    """Whatever is not POST or OPTIONS gets the methods there are."""
+    answer = httpx.request(method, gateway.url + path)
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST, OPTIONS")
+    assert answer.content == b"" if method == "HEAD" else is_error(answer)
+
+
+@pytest.mark.parametrize("path", GET_PATHS)
+def test_what_can_be_read_takes_get_and_head(gateway: RunningGateway, path: str) -> None:
+    """HEAD answers what GET would, without the body; POST is 405."""
+    got, head, posted = (httpx.request(method, gateway.url + path) for method in ("GET", "HEAD", "POST"))
+    assert got.status_code == head.status_code == 200
+    assert head.content == b""
+    assert head.headers["content-length"] == got.headers["content-length"] == str(len(got.content))
+    assert (posted.status_code, posted.headers["allow"]) == (405, "GET, HEAD, OPTIONS")
+
+
+@pytest.mark.parametrize("path", POST_PATHS + GET_PATHS)
+def test_options_says_which_methods_there_are(gateway: RunningGateway, path: str) -> None:
+    """204 with Allow, and nothing about other origins, which nobody configured."""
+    answer = httpx.options(gateway.url + path, headers={"origin": "https://example.org"})
+    assert answer.status_code == 204
+    assert answer.headers["allow"] == ("POST, OPTIONS" if path in POST_PATHS else "GET, HEAD, OPTIONS")
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+@pytest.mark.parametrize("path", ["/api/v1/experiments/assignments/some-key", "/api/v1/experiments/personalization"])
+def test_experiments_are_not_offered_and_not_tried_again(gateway: RunningGateway, path: str) -> None:
+    """SDKs have these paths; the answer tells them not to repeat."""
+    answer = httpx.post(gateway.url + path, json={"token": TOKEN})
+    assert (answer.status_code, is_error(answer)) == (404, True)
+    assert answer.headers["x-should-retry"] == "false"
+
+
+def test_every_answer_has_an_id_of_its_own(gateway: RunningGateway) -> None:
+    """x-request-id is a UUIDv7, on accepted and refused requests alike."""
+    answers = [
+        gateway.post("/batch", batch(row("a"))),
+        gateway.post("/batch", b"no"),
+        gateway.post("/batch", batch(row("a"), token="unknown")),
+        httpx.get(f"{gateway.url}/nowhere"),
+        httpx.options(f"{gateway.url}/api/v1/batch"),
+        httpx.get(f"{gateway.url}/livez"),
+    ]
+    ids = {uuid.UUID(answer.headers["x-request-id"]) for answer in answers}
+    assert len(ids) == len(answers)
+    assert {found.version for found in ids} == {7}
+
+
+def test_limits_tells_every_limit_with_its_value(gateway: RunningGateway) -> None:
+    """The names are those of the configuration."""
+    answer = httpx.get(f"{gateway.url}/api/v1/limits")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == Limits().model_dump()
+
+
+def test_a_query_string_changes_nothing(gateway: RunningGateway) -> None:
+    """What stands behind the path is not looked at."""
+    assert gateway.post("/batch?a=b", batch(row("a"))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content_type", "is_taken"),
+    [
+        ("application/json", True),
+        ("application/json; charset=utf-8", True),
+        ("Application/JSON;x=y", True),
+        ("application/json-patch+json", False),
+        ("text/plain", False),
+        ("application/x-www-form-urlencoded", False),
+        ("", False),
+    ],
+)
+def test_only_json_is_taken(gateway: RunningGateway, content_type: str, is_taken: bool) -> None:
+    """Parameters and case don't matter; anything else is 415, before the body is looked at."""
+    good = gateway.post("/batch", batch(row("a")), content_type=content_type)
+    bad = gateway.post("/batch", b"no json", content_type=content_type)
+    assert (good.status_code, bad.status_code) == ((200, 400) if is_taken else (415, 415))
+
+
+def test_a_missing_content_type_is_415(gateway: RunningGateway) -> None:
+    """None is not JSON either."""
+    answer = httpx.post(f"{gateway.url}/api/v1/batch", content=batch(row("a")))
+    assert (answer.status_code, is_error(answer)) == (415, True)
