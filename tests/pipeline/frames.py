@@ -60,10 +60,18 @@ class MemoryQueue:
         self.ends: dict[DirectoryId, FramePosition] = {}
         self.damaged: set[FramePosition] = set()
 
-    def append(self, directory: DirectoryId, source: str, rows: Sequence[Row], *, received_at_ms: int = 1) -> Frame:
+    def append(
+        self,
+        directory: DirectoryId,
+        source: str,
+        rows: Sequence[Row],
+        *,
+        received_at_ms: int = 1,
+        request_id: bytes = bytes(16),
+    ) -> Frame:
         """Append a frame."""
         start = self.ends.get(directory, FramePosition(directory, SegmentNumber(1), HEADER_BYTES))
-        frame = made_frame(start, source, rows, received_at_ms=received_at_ms)
+        frame = made_frame(start, source, rows, received_at_ms=received_at_ms, request_id=request_id)
         self.frames.setdefault(directory, []).append(frame)
         self.ends[directory] = FramePosition(directory, start.segment, start.offset + frame.frame_bytes)
         return frame

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-from uuid import UUID
-
-import pytest
-
 from counterfoil.contract.facts import RowFlag, Verdict, key_hash, key_prefix
 from counterfoil.ledger import Ledger, RoutedCount, SourceCounts, seq_of
-from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.pipeline.settle import Settler
 from counterfoil.positions import DirectoryId, RowPosition
@@ -19,20 +12,12 @@ from tests.pipeline.frames import MemoryQueue, Row
 ONE, TWO = DirectoryId(b"writer-1"), DirectoryId(b"writer-2")
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), UUID(int=7), mode="write")
-    yield ledger
-    ledger.close()
-
-
 def settler(queue: MemoryQueue, ledger: Ledger, now_ms: int = 1_000, **settings: int) -> Settler:
     return Settler(queue, ledger, PipelineSettings(**settings), lambda: now_ms)
 
 
-def test_each_row_gets_the_first_verdict_that_fits(ledger: Ledger) -> None:
+def test_each_row_gets_the_first_verdict_that_fits(ledger: Ledger, queue: MemoryQueue) -> None:
     """Test, blocked, new, duplicate and conflict, also within one group."""
-    queue = MemoryQueue()
     queue.append(
         ONE,
         "web",
@@ -56,9 +41,8 @@ def test_each_row_gets_the_first_verdict_that_fits(ledger: Ledger) -> None:
     )
 
 
-def test_a_row_sent_again_later_is_a_duplicate(ledger: Ledger) -> None:
+def test_a_row_sent_again_later_is_a_duplicate(ledger: Ledger, queue: MemoryQueue) -> None:
     """A repeat is known in a later group, and after the ledger was opened anew by another settler."""
-    queue = MemoryQueue()
     first = queue.append(ONE, "web", [Row("a", 1)])
     assert settler(queue, ledger).step() == 1
     again = queue.append(TWO, "web", [Row("a", 1), Row("a", 3)])
@@ -71,9 +55,8 @@ def test_a_row_sent_again_later_is_a_duplicate(ledger: Ledger) -> None:
     ]
 
 
-def test_nothing_new_settles_nothing(ledger: Ledger) -> None:
+def test_nothing_new_settles_nothing(ledger: Ledger, queue: MemoryQueue) -> None:
     """Without new frames a step makes no group."""
-    queue = MemoryQueue()
     steps = settler(queue, ledger)
     assert steps.step() == 0
     queue.append(ONE, "web", [Row("a")])
@@ -81,9 +64,8 @@ def test_nothing_new_settles_nothing(ledger: Ledger) -> None:
     assert ledger.last_group() == 1
 
 
-def test_groups_hold_whole_frames_and_all_writers_take_part(ledger: Ledger) -> None:
+def test_groups_hold_whole_frames_and_all_writers_take_part(ledger: Ledger, queue: MemoryQueue) -> None:
     """A group is closed at its rows; what was read and not taken is the next group's; no writer waits for another."""
-    queue = MemoryQueue()
     for number in range(4):
         queue.append(ONE, "web", [Row(f"one-{number}-{row}") for row in range(3)])
         queue.append(TWO, "web", [Row(f"two-{number}-{row}") for row in range(3)])
@@ -95,9 +77,8 @@ def test_groups_hold_whole_frames_and_all_writers_take_part(ledger: Ledger) -> N
     assert ledger.reading_positions() == queue.ends
 
 
-def test_a_group_never_has_more_rows_than_its_sequence(ledger: Ledger) -> None:
+def test_a_group_never_has_more_rows_than_its_sequence(ledger: Ledger, queue: MemoryQueue) -> None:
     """A frame that would be past the 65,536th row waits for the next group."""
-    queue = MemoryQueue()
     queue.append(ONE, "web", [Row(f"a{row}") for row in range(2)])
     queue.append(ONE, "web", [Row(f"b{row}") for row in range(65_535)])
     queue.append(ONE, "web", [Row("c")])
@@ -108,9 +89,8 @@ def test_a_group_never_has_more_rows_than_its_sequence(ledger: Ledger) -> None:
     assert last.seq == seq_of(2, 65_535)
 
 
-def test_rows_are_routed_by_their_destinations(ledger: Ledger) -> None:
+def test_rows_are_routed_by_their_destinations(ledger: Ledger, queue: MemoryQueue) -> None:
     """New rows alone are routed, to the destinations that their frame names."""
-    queue = MemoryQueue()
     queue.append(ONE, "web", [Row("a"), Row("a"), Row("b", destinations=("lake",)), Row("c", destinations=())])
     queue.append(ONE, "app", [Row("d", destinations=("hook", "lake")), Row("e", flags=RowFlag.TEST)])
     ledger.register_destination("lake")
@@ -125,9 +105,8 @@ def test_rows_are_routed_by_their_destinations(ledger: Ledger) -> None:
     assert {each.destination: each.routed for each in ledger.books().destinations} == {"hook": 2, "lake": 3}
 
 
-def test_damage_is_counted_once_and_the_rest_goes_on(ledger: Ledger) -> None:
+def test_damage_is_counted_once_and_the_rest_goes_on(ledger: Ledger, queue: MemoryQueue) -> None:
     """A damaged frame is passed over, counted with the frames after it, and not counted again by a later settler."""
-    queue = MemoryQueue()
     queue.append(ONE, "web", [Row("a")])
     damaged = queue.append(ONE, "web", [Row("b")])
     queue.append(ONE, "web", [Row("c")])
@@ -139,9 +118,8 @@ def test_damage_is_counted_once_and_the_rest_goes_on(ledger: Ledger) -> None:
     assert [each.position for each in ledger.damages()] == [damaged.position]
 
 
-def test_damage_at_the_end_is_counted_without_a_group(ledger: Ledger) -> None:
+def test_damage_at_the_end_is_counted_without_a_group(ledger: Ledger, queue: MemoryQueue) -> None:
     """Damage that no frame follows yet is recorded too, and takes no group's number."""
-    queue = MemoryQueue()
     damaged = queue.append(ONE, "web", [Row("a")])
     queue.damaged.add(damaged.position)
     steps = settler(queue, ledger)
@@ -149,9 +127,8 @@ def test_damage_at_the_end_is_counted_without_a_group(ledger: Ledger) -> None:
     assert (ledger.books().damaged_frames, ledger.last_group()) == (1, 0)
 
 
-def test_the_time_of_a_group_never_goes_back(ledger: Ledger) -> None:
+def test_the_time_of_a_group_never_goes_back(ledger: Ledger, queue: MemoryQueue) -> None:
     """L5: when the clock jumps back, groups keep the latest time there was."""
-    queue = MemoryQueue()
     queue.append(ONE, "web", [Row("a")])
     settler(queue, ledger, now_ms=5_000).step()
     queue.append(ONE, "web", [Row("b")])

@@ -13,7 +13,7 @@ The family `default` holds, big-endian:
                                           commas, empty for none, * for every destination
     reading/DIRECTORY                     where settle goes on reading (16)
     destination/NAME                      start group, cursor, base, delivered, dead (8 each)
-    damage/NUMBER                         position (16), bytes (8), reason
+    damage/POSITION                       bytes (8), reason; the position packed (16)
 
 Counters are kept in memory by the writer and written whole: it is the only one, and RocksDB's merge is not at hand.
 """
@@ -67,6 +67,7 @@ from counterfoil.ledger.records import (
     unpack_delivery,
     unpack_group,
     unpack_repeat,
+    unpack_routed,
     unpack_seen,
 )
 from counterfoil.ledger.settings import LedgerSettings
@@ -150,7 +151,7 @@ class Ledger:
         self._routed: dict[_Routed, int] = {}
         self._reading: dict[DirectoryId, FramePosition] = {}
         self._destinations: dict[str, DestinationState] = {}
-        self._damages = 0
+        self._damages: set[FramePosition] = set()
         for key, value in facts.items():
             if key.startswith(_SOURCE):
                 name = key[len(_SOURCE) :].decode()
@@ -163,7 +164,7 @@ class Ledger:
             elif key.startswith(_DESTINATION):
                 self._destinations[key[len(_DESTINATION) :].decode()] = DestinationState.unpack(value)
             elif key.startswith(_DAMAGE):
-                self._damages += 1
+                self._damages.add(FramePosition.unpack(key[len(_DAMAGE) :]))
 
     # What settle reads and writes
 
@@ -222,14 +223,13 @@ class Ledger:
                 batch.put(FACTS, _pack_routed(key), _U64.pack(row_count))
             for position in settled.reading_positions:
                 batch.put(FACTS, _READING + position.directory, position.pack())
-            for number, damage in enumerate(settled.damages, self._damages + 1):
-                batch.put(FACTS, _DAMAGE + _U64.pack(number), pack_damage(damage))
+            _put_damages(batch, settled.damages)
             self._write(batch)
             self._last_group, self._clock = last_group, clock
             self._sources.update((counts.source, counts) for counts in sources)
             self._routed.update(routed)
             self._reading.update((position.directory, position) for position in settled.reading_positions)
-            self._damages += len(settled.damages)
+            self._damages.update(damage.position for damage in settled.damages)
 
     def tend(self, now_ms: int, running_ms: int) -> None:
         """Let time pass: `running_ms` more were observed; generations begin and go when their time is over."""
@@ -258,6 +258,15 @@ class Ledger:
         """One group, or None when it is not kept."""
         packed = self._store.get(GROUPS, _U64.pack(number))
         return None if packed is None else unpack_group(GroupNumber(number), packed)
+
+    def routed_between(self, name: str, after: int, before: int) -> int:
+        """How many rows for a destination lie in the groups between two, both left out."""
+        count = 0
+        for key, packed in self._store.items(GROUPS, _U64.pack(after + 1)):
+            if _U64.unpack(key)[0] >= before:
+                break
+            count += sum(routed.row_count for routed in unpack_routed(packed) if routed.is_for(name))
+        return count
 
     def destinations(self) -> tuple[str, ...]:
         """The names of all destinations that were ever registered, sorted."""
@@ -295,14 +304,16 @@ class Ledger:
         last_group: int,
         delivered_rows: int,
         dead: Iterable[DeadRow] = (),
+        damages: Iterable[DamageRecord] = (),
         commit: str,
         at_ms: int,
     ) -> None:
         """Move the copy of a destination's cursor to `last_group`, with what became of the rows up to there; flushed.
 
-        `commit` is what the destination calls what it took. Raises LedgerWriteFailed as `record` does.
+        `commit` is what the destination calls what it took; `damages` are settled frames that could not be read any
+        more, their rows among the dead. Raises LedgerWriteFailed as `record` does.
         """
-        dead_rows = tuple(dead)
+        dead_rows, damaged_frames = tuple(dead), tuple(damages)
         with self._lock:
             state = self._destinations[name]
             assert first_group == state.cursor + 1
@@ -322,8 +333,10 @@ class Ledger:
             for row in dead_rows:
                 batch.put(DEAD, _of_destination(name, row.seq), pack_dead(row.reason, at_ms))
             batch.put(FACTS, _DESTINATION + name.encode(), moved.pack())
+            _put_damages(batch, damaged_frames)
             self._write(batch)
             self._destinations[name] = moved
+            self._damages.update(damage.position for damage in damaged_frames)
 
     # What became of a row
 
@@ -382,7 +395,7 @@ class Ledger:
                 destinations=tuple(
                     self._destination_counts(name, self._destinations[name]) for name in sorted(self._destinations)
                 ),
-                damaged_frames=self._damages,
+                damaged_frames=len(self._damages),
                 last_group=self._last_group,
             )
 
@@ -395,9 +408,9 @@ class Ledger:
             )
 
     def damages(self) -> Iterable[DamageRecord]:
-        """All damages that settle has passed over, in the order it met them."""
-        for _, value in self._store.items(FACTS, _DAMAGE, _DAMAGE):
-            yield unpack_damage(value)
+        """All damages of the queue that were met, in the order of their positions."""
+        for key, value in self._store.items(FACTS, _DAMAGE, _DAMAGE):
+            yield unpack_damage(FramePosition.unpack(key[len(_DAMAGE) :]), value)
 
     def _destination_counts(self, name: str, state: DestinationState) -> DestinationCounts:
         meant = sum(rows for (_, names), rows in self._routed.items() if names is None or name in names)
@@ -473,6 +486,12 @@ def _drop_unnamed(store: Store, generations: Iterable[Generation]) -> None:
     for family in store.families() - named:
         if family.startswith(("seen-", "repeats-")):
             store.drop(family)
+
+
+def _put_damages(batch: Batch, damages: Iterable[DamageRecord]) -> None:
+    # By position: settle and each destination may meet the same damage, and it counts once.
+    for damage in damages:
+        batch.put(FACTS, _DAMAGE + damage.position.pack(), pack_damage(damage))
 
 
 def _of_destination(name: str, number: int) -> bytes:

@@ -46,7 +46,7 @@ _REPEAT = struct.Struct(">BH")
 _DELIVERY = struct.Struct(">QQQQ")
 _DEAD = struct.Struct(">Q")
 _DESTINATION = struct.Struct(">QQQQQ")
-_DAMAGE = struct.Struct(">16sQ")
+_DAMAGE = struct.Struct(">Q")
 SEEN_BYTES = _SEEN.size
 MS_A_DAY = 86_400_000
 
@@ -298,6 +298,13 @@ def unpack_group(number: GroupNumber, packed: bytes) -> Group:
     return Group(number, frames, packed[names_end:], names.routed, settled_at_ms)
 
 
+def unpack_routed(packed: bytes) -> tuple[RoutedCount, ...]:
+    """The routed counts of a group's record alone."""
+    _, _, frame_count, _, names_bytes = _GROUP.unpack_from(packed)
+    start = _GROUP.size + frame_count * _FRAME.size
+    return _decode_names(packed[start : start + names_bytes]).routed
+
+
 def pack_delivery(record: DeliveryRecord) -> bytes:
     """First group, delivered rows, dead rows, time in ms (8 bytes each), then the commit's name."""
     numbers = (record.first_group, record.delivered_rows, record.dead_rows, record.at_ms)
@@ -340,10 +347,10 @@ class DestinationState(msgspec.Struct, frozen=True):
 
 
 def pack_damage(damage: DamageRecord) -> bytes:
-    """Position (16), bytes (8), then the reason."""
-    return _DAMAGE.pack(damage.position.pack(), damage.damaged_bytes) + damage.reason.encode()
+    """Bytes (8), then the reason."""
+    return _DAMAGE.pack(damage.damaged_bytes) + damage.reason.encode()
 
 
-def unpack_damage(packed: bytes) -> DamageRecord:
-    position, damaged_bytes = _DAMAGE.unpack_from(packed)
-    return DamageRecord(FramePosition.unpack(position), damaged_bytes, packed[_DAMAGE.size :].decode())
+def unpack_damage(position: FramePosition, packed: bytes) -> DamageRecord:
+    (damaged_bytes,) = _DAMAGE.unpack_from(packed)
+    return DamageRecord(position, damaged_bytes, packed[_DAMAGE.size :].decode())

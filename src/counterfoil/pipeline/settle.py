@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from counterfoil.contract.facts import EVERY_DESTINATION, KEY_HASH_BYTES, FrameFacts, RowFlag, Verdict
+from counterfoil.contract.facts import KEY_HASH_BYTES, FrameFacts, RowFlag, Verdict
 from counterfoil.ledger import (
     ROWS_A_GROUP_MAX,
     DamageRecord,
@@ -28,10 +28,10 @@ from counterfoil.ledger import (
     GroupFrame,
     GroupNumber,
     Ledger,
-    RoutedCount,
     Settled,
     SourceCounts,
 )
+from counterfoil.pipeline.routes import set_columns
 from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.positions import DirectoryId, FramePosition
 from counterfoil.queue import FrameSource
@@ -144,7 +144,7 @@ def settle_group(number: int, frames: Sequence[Frame], seen: Seen, settled_at_ms
                 GroupFrame(each.position, each.facts.source, each.facts.row_count, each.frame_bytes) for each in frames
             ),
             verdicts=judged.verdicts.tobytes(),
-            routed=count_routed(facts, judged.verdicts),
+            routed=set_columns(facts).count(judged.verdicts == Verdict.NEW),
             settled_at_ms=settled_at_ms,
         ),
         reading_positions=(),
@@ -156,11 +156,13 @@ def settle_group(number: int, frames: Sequence[Frame], seen: Seen, settled_at_ms
     )
 
 
-def count_sources(facts: Sequence[FrameFacts], verdicts: NDArray[np.uint8]) -> tuple[SourceCounts, ...]:
+def count_sources(
+    frames: Sequence[FrameFacts] | Sequence[GroupFrame], verdicts: NDArray[np.uint8]
+) -> tuple[SourceCounts, ...]:
     """The books of each source over the rows of these frames."""
     numbers: dict[str, int] = {}
-    frame_source = [numbers.setdefault(each.source, len(numbers)) for each in facts]
-    row_counts = [each.row_count for each in facts]
+    frame_source = [numbers.setdefault(each.source, len(numbers)) for each in frames]
+    row_counts = [each.row_count for each in frames]
     source_of = np.repeat(np.array(frame_source, np.int64), row_counts)
     counted = np.bincount(source_of * _VERDICTS + verdicts, minlength=len(numbers) * _VERDICTS)
     accepted = np.bincount(frame_source, weights=row_counts, minlength=len(numbers))
@@ -175,31 +177,6 @@ def count_sources(facts: Sequence[FrameFacts], verdicts: NDArray[np.uint8]) -> t
             test=int(of_source[Verdict.TEST]),
         )
         for (source, number), of_source in zip(numbers.items(), counted.reshape(len(numbers), _VERDICTS), strict=True)
-    )
-
-
-def count_routed(facts: Sequence[FrameFacts], verdicts: NDArray[np.uint8]) -> tuple[RoutedCount, ...]:
-    """The new rows of these frames by source and set of destinations."""
-    # One number for each (source, set) that occurs; `table` maps a frame's own set indexes to them.
-    numbers: dict[tuple[str, tuple[str, ...] | None], int] = {}
-    starts: dict[tuple[str, tuple[tuple[str, ...], ...]], int] = {}
-    table: list[int] = []
-    frame_starts: list[int] = []
-    for each in facts:
-        origin = (each.source, each.destination_sets)
-        if origin not in starts:
-            starts[origin] = len(table)
-            sets = [each.destinations_of(EVERY_DESTINATION), *each.destination_sets]
-            table += [numbers.setdefault((each.source, names), len(numbers)) for names in sets]
-        frame_starts.append(starts[origin])
-    start_of = np.repeat(np.array(frame_starts, np.int64), [each.row_count for each in facts])
-    set_of = np.concatenate([each.destination_set for each in facts])
-    number_of = np.array(table, np.int64)[start_of + set_of]
-    counted = np.bincount(number_of[verdicts == Verdict.NEW], minlength=len(numbers))
-    return tuple(
-        RoutedCount(source, names, int(counted[number]))
-        for (source, names), number in numbers.items()
-        if counted[number]
     )
 
 

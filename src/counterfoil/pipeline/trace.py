@@ -1,0 +1,196 @@
+"""The trace: what became of the rows of one distinctId.
+
+The ledger knows the rows that were settled; the queue's frames know when and by which request each came. Rows that
+still wait for settle are searched in the queue, as far as that is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+
+import msgspec
+import numpy as np
+
+from counterfoil.contract.facts import RowFlag, Verdict, key_hash, key_prefix
+from counterfoil.errors import FrameDamaged
+from counterfoil.ledger import ROWS_A_GROUP_MAX, DestinationCounts, FoundRow, Group, Ledger, Seq, group_of
+from counterfoil.positions import FramePosition, RowPosition
+from counterfoil.queue import FrameSource
+from counterfoil.queue.frame import Frame
+
+WAITING_BYTES_MAX = 64 * 1024 * 1024
+"""How much of what waits for settle is searched."""
+
+_READ_BYTES = 4 * 1024 * 1024
+
+
+class DeliveryState(StrEnum):
+    """How a new row stands with a destination."""
+
+    DELIVERED = "delivered"
+    PENDING = "pending"
+    DEAD = "dead"
+    NOT_MEANT = "not_meant"
+    """Its source's allowlist names other destinations for it."""
+    TOO_EARLY = "too_early"
+    """It was settled before the destination was there."""
+
+
+class TracedDelivery(msgspec.Struct, frozen=True):
+    """A new row at one destination."""
+
+    destination: str
+    state: DeliveryState
+    commit: str | None = None
+    """What the destination calls the commit that holds the row."""
+    at_ms: int | None = None
+    """When it was delivered or became dead."""
+    behind_rows: int | None = None
+    """How many rows for this destination come before it, at most; when pending."""
+    reason: str | None = None
+    """Why it is dead."""
+
+
+class TracedRow(msgspec.Struct, frozen=True):
+    """One row of the distinctId."""
+
+    source: str
+    verdict: Verdict | None
+    """None when it waits for settle."""
+    is_test: bool
+    position: RowPosition | None
+    """None when its place in the queue is no longer known."""
+    seq: Seq | None
+    received_at_ms: int | None
+    """None when its frame can't be read any more, like `request_id`."""
+    request_id: bytes | None
+    settled_at_ms: int | None
+    deliveries: tuple[TracedDelivery, ...] = ()
+    """Of a new row, one for each destination."""
+
+
+class Trace(msgspec.Struct, frozen=True):
+    """All rows of a distinctId; by source, in the order of settling, and then those that wait."""
+
+    rows: tuple[TracedRow, ...]
+    is_whole: bool
+    """False when more waits for settle than was searched."""
+
+
+def trace(ledger: Ledger, source: FrameSource, names: Iterable[str], distinct_id: str) -> Trace:
+    """What became of the rows of a distinctId at these sources; no rows when none is known."""
+    hashes = {key_hash(key_prefix(name), distinct_id): name for name in names}
+    destinations = ledger.books().destinations
+    settled = [
+        _settled(ledger, source, destinations, name, row)
+        for hashed, name in hashes.items()
+        for row in ledger.lookup(hashed)
+    ]
+    search = _Search(ledger, source)
+    waiting = [row for frame in search.frames() for row in _waiting(frame, hashes)]
+    return Trace((*settled, *waiting), search.is_whole)
+
+
+def _settled(
+    ledger: Ledger, source: FrameSource, destinations: tuple[DestinationCounts, ...], name: str, row: FoundRow
+) -> TracedRow:
+    frame = _fetched(source, row.position)
+    deliveries: tuple[TracedDelivery, ...] = ()
+    if row.verdict is Verdict.NEW:
+        group = ledger.group(group_of(row.seq))
+        deliveries = tuple(_delivery(ledger, group, frame, counts, row) for counts in destinations)
+    return TracedRow(
+        source=name,
+        verdict=row.verdict,
+        is_test=row.verdict is Verdict.TEST,
+        position=row.position,
+        seq=row.seq,
+        received_at_ms=None if frame is None else frame.received_at_ms,
+        request_id=None if frame is None else frame.request_id,
+        settled_at_ms=row.settled_at_ms,
+        deliveries=deliveries,
+    )
+
+
+def _fetched(source: FrameSource, position: RowPosition | None) -> Frame | None:
+    if position is None:
+        return None
+    try:
+        return source.fetch(position.frame)
+    except FrameDamaged:
+        return None
+
+
+def _delivery(
+    ledger: Ledger, group: Group | None, frame: Frame | None, counts: DestinationCounts, row: FoundRow
+) -> TracedDelivery:
+    name, number = counts.destination, group_of(row.seq)
+    if number <= counts.start_group:
+        return TracedDelivery(name, DeliveryState.TOO_EARLY)
+    letter = ledger.dead_letter(name, row.seq)
+    if letter is not None:
+        return TracedDelivery(name, DeliveryState.DEAD, at_ms=letter.at_ms, reason=letter.reason)
+    if not _is_meant(group, frame, name, row):
+        return TracedDelivery(name, DeliveryState.NOT_MEANT)
+    record = ledger.delivery_of(name, number)
+    if record is not None:
+        return TracedDelivery(name, DeliveryState.DELIVERED, commit=record.commit, at_ms=record.at_ms)
+    if number <= counts.cursor:
+        return TracedDelivery(name, DeliveryState.DELIVERED)
+    behind = ledger.routed_between(name, counts.cursor, number)
+    if group is not None:
+        place = row.seq % ROWS_A_GROUP_MAX
+        behind += min(group.verdicts.count(Verdict.NEW, 0, place), group.routed_to(name) - 1)
+    return TracedDelivery(name, DeliveryState.PENDING, behind_rows=behind)
+
+
+def _is_meant(group: Group | None, frame: Frame | None, name: str, row: FoundRow) -> bool:
+    if frame is None or row.position is None:
+        # What is known without the frame: whether the group has any row for it.
+        return group is None or group.routed_to(name) > 0
+    names = frame.facts.destinations_of(int(frame.facts.destination_set[row.position.row_index]))
+    return names is None or name in names
+
+
+class _Search:
+    """The frames between the place where settle goes on and the durable end."""
+
+    def __init__(self, ledger: Ledger, source: FrameSource) -> None:
+        self._ledger = ledger
+        self._source = source
+        self.is_whole = True
+
+    def frames(self) -> Iterator[Frame]:
+        left = WAITING_BYTES_MAX
+        positions = self._ledger.reading_positions()
+        for directory in self._source.directories():
+            start: FramePosition | None = positions.get(directory)
+            while left > 0:
+                result = self._source.read(directory, start, _READ_BYTES)
+                yield from result.frames
+                left -= sum(frame.frame_bytes for frame in result.frames)
+                if result.next == start:
+                    break
+                start = result.next
+            else:
+                self.is_whole = False
+
+
+def _waiting(frame: Frame, hashes: dict[bytes, str]) -> Iterator[TracedRow]:
+    facts = frame.facts
+    for hashed, name in hashes.items():
+        if name != facts.source:
+            continue
+        is_it = (facts.key_hashes == np.frombuffer(hashed, np.uint8)).all(axis=1)
+        for row_index in np.flatnonzero(is_it).tolist():
+            yield TracedRow(
+                source=name,
+                verdict=None,
+                is_test=bool(facts.flags[row_index] & RowFlag.TEST),
+                position=RowPosition(frame.position, row_index),
+                seq=None,
+                received_at_ms=frame.received_at_ms,
+                request_id=frame.request_id,
+                settled_at_ms=None,
+            )
