@@ -1,4 +1,4 @@
-"""A real HTTP receiver for webhooks, whose answers a test decides and whose requests it reads."""
+"""A real HTTP server whose answers a test decides and whose requests it reads."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from typing import Any
 class Received:
     """A request that came in; header names in lower case."""
 
+    method: str
+    path: str
     headers: dict[str, str]
     body: bytes
 
@@ -30,6 +32,7 @@ class Reply:
 
     status: int = 204
     headers: dict[str, str] = field(default_factory=dict)
+    body: bytes = b""
     cut: bool = False
 
 
@@ -38,7 +41,7 @@ class Receiver:
 
     def __init__(self) -> None:
         self.received: list[Received] = []
-        self.taken: list[int] = []
+        self.replies: list[Reply] = []
         self.answer: Callable[[Received], Reply] = lambda _: Reply()
         self._lock = threading.Lock()
         receiver = self
@@ -46,23 +49,28 @@ class Receiver:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
+            def do_GET(self) -> None:
+                self.do_POST()
+
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                reply = receiver._take(Received({k.lower(): v for k, v in self.headers.items()}, body))
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                reply = receiver._take(Received(self.command, self.path, headers, body))
                 if reply.cut:
                     self.close_connection = True
                     return
                 self.send_response(reply.status)
-                for name, value in {"content-length": "0", **reply.headers}.items():
+                for name, value in {"content-length": str(len(reply.body)), **reply.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
+                self.wfile.write(reply.body)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 return
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/rows"
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 
@@ -70,9 +78,14 @@ class Receiver:
         with self._lock:
             self.received.append(request)
             reply = self.answer(request)
-            if reply.cut or 200 <= reply.status < 300:
-                self.taken += [row["seq"] for row in request.rows]
+            self.replies.append(reply)
             return reply
+
+    @property
+    def taken(self) -> list[int]:
+        """The seqs of the rows of all requests that were answered with success."""
+        good = [one for one, reply in zip(self.received, self.replies, strict=True) if 200 <= reply.status < 300]
+        return [row["seq"] for request in good for row in request.rows]
 
     def close(self) -> None:
         """Stop listening."""

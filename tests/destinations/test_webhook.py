@@ -38,7 +38,7 @@ def receiver() -> Iterator[Receiver]:
 @pytest.fixture
 def hook(receiver: Receiver) -> Iterator[WebhookDestination]:
     """A destination that posts ten rows a request to the receiver."""
-    target = destination(receiver.url, request_rows=10)
+    target = destination(f"{receiver.url}/rows", request_rows=10)
     target.open()
     yield target
     target.close()

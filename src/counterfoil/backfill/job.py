@@ -1,0 +1,341 @@
+"""A backfill from its first record to its report."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import msgspec
+
+from counterfoil.backfill.errors import BackfillError
+from counterfoil.backfill.journal import (
+    JOURNAL_VERSION,
+    Confirmed,
+    JobFacts,
+    Journal,
+    facts_of,
+    read_journal,
+)
+from counterfoil.backfill.mapping import Mapping
+from counterfoil.backfill.reading import STANDARD_INPUT, Format, Input, find_inputs, read_records
+from counterfoil.backfill.rejected import INVALID_EVENT, RejectedFile, Rejection, rejected_path
+from counterfoil.backfill.rows import RowFault, row_maker
+from counterfoil.backfill.sending import BatchSender, Row, Window, fetch_limits
+from counterfoil.contract.limits import Limits
+from counterfoil.files import Files, RealFiles
+
+BATCH_ROWS = 1000
+BATCH_BYTES_MAX = 4 * 1024 * 1024
+"""Smaller than a body may be: what is in flight lies in memory."""
+IN_FLIGHT_MAX = 8
+FLUSH_SECONDS = 0.2
+PATIENCE_SECONDS = 900.0
+TIMEOUT_SECONDS = 60.0
+JOURNAL_SUFFIX = ".backfill"
+
+
+class Report(msgspec.Struct, frozen=True):
+    """What a run did: read = accepted + rejected + skipped."""
+
+    read: int
+    accepted: int
+    rejected: int
+    skipped: int
+    """Records that an earlier run of this job had confirmed."""
+    repeated: int
+    """Rows that were sent more than once."""
+    retries: int
+    seconds: float
+    rejected_files: tuple[str, ...]
+    is_complete: bool
+
+    @property
+    def balances(self) -> bool:
+        """Whether every record that was read is accounted for."""
+        return self.read == self.accepted + self.rejected + self.skipped
+
+
+class Status(msgspec.Struct, frozen=True):
+    """How far a job is, by its journal."""
+
+    to: str
+    files: tuple[str, ...]
+    read: int
+    accepted: int
+    repeated: int
+    rejected: int
+    remaining: int | None
+    """About how many records are left; None where the file does not tell."""
+    rows_per_second: float | None
+    is_complete: bool
+
+
+class Stopped(BackfillError):
+    """The backfill stopped before its end; the same command goes on with it."""
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+class Tally(msgspec.Struct):
+    """Counts of a run while it runs."""
+
+    read: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    skipped: int = 0
+    repeated: int = 0
+    retries: int = 0
+    read_bytes: int = 0
+    """Bytes of the originals that were read."""
+
+
+class _Batch(msgspec.Struct):
+    """Consecutive records of one input: those that make rows, and those that make none."""
+
+    input_index: int
+    first: int
+    last: int = 0
+    rows: list[Row] = []
+    faults: list[Rejection] = []
+    size_bytes: int = 0
+    original_bytes: int = 0
+
+
+async def backfill(
+    paths: list[str],
+    *,
+    to: str,
+    token: str,
+    mapping: Mapping | None = None,
+    job: Path | None = None,
+    format_name: Format | None = None,
+    batch_rows: int = BATCH_ROWS,
+    in_flight_max: int = IN_FLIGHT_MAX,
+    patience_seconds: float = PATIENCE_SECONDS,
+    observe: Callable[[Tally], None] = lambda _: None,
+    files: Files | None = None,
+) -> Report:
+    """Send the records of files to the server at the base URL `to`, or go on with that.
+
+    `job` is the journal; None is beside the first file. `observe` is called after each batch that is confirmed.
+    Raises BackfillError before anything was sent, Stopped later on; the journal knows what is confirmed.
+    """
+    inputs = find_inputs(paths, format_name)
+    run = _Run(inputs, to, token, mapping, job or default_job(inputs), files or RealFiles(), observe)
+    return await run.run(batch_rows, in_flight_max, patience_seconds)
+
+
+def default_job(inputs: list[Input]) -> Path:
+    """The journal of a job that has no name: beside its first file."""
+    path = inputs[0].path
+    if path == STANDARD_INPUT:
+        return Path(f"stdin-{time.time_ns()}{JOURNAL_SUFFIX}")
+    return Path(Path(path).name + JOURNAL_SUFFIX) if "://" in path else Path(path + JOURNAL_SUFFIX)
+
+
+def job_status(job: Path) -> Status:
+    """How far a job is, also while it runs. Raises BackfillError when there is none."""
+    facts, progress = read_journal(job)
+    confirmed = sum(progress.accepted) + sum(progress.rejected)
+    return Status(
+        to=facts.to,
+        files=tuple(one.path for one in facts.inputs),
+        read=confirmed,
+        accepted=sum(progress.accepted),
+        repeated=sum(progress.repeated),
+        rejected=sum(progress.rejected),
+        remaining=0 if progress.is_complete else _remaining(facts, confirmed, sum(progress.bytes)),
+        rows_per_second=progress.rows_per_second(),
+        is_complete=progress.is_complete,
+    )
+
+
+def _remaining(facts: JobFacts, confirmed: int, confirmed_bytes: int) -> int | None:
+    """By the mean length of a record; only lines of JSON that are not compressed are as long as their file."""
+    plain = all(
+        one.format == "ndjson" and one.size_bytes and not one.path.endswith((".gz", ".zst")) for one in facts.inputs
+    )
+    if not plain or not confirmed_bytes:
+        return None
+    left = sum(one.size_bytes for one in facts.inputs) - confirmed_bytes - confirmed
+    return max(0, round(left * confirmed / (confirmed_bytes + confirmed)))
+
+
+class _Run:
+    def __init__(
+        self,
+        inputs: list[Input],
+        to: str,
+        token: str,
+        mapping: Mapping | None,
+        job: Path,
+        files: Files,
+        observe: Callable[[Tally], None],
+    ) -> None:
+        self._inputs = inputs
+        self._to = to
+        self._token = token
+        self._mapping = mapping
+        self._job = job
+        self._files = files
+        self._observe = observe
+        self._tally = Tally()
+        self._waiting: list[tuple[_Batch, Confirmed, list[Rejection]]] = []
+
+    async def run(self, batch_rows: int, in_flight_max: int, patience_seconds: float) -> Report:
+        began = time.monotonic()
+        mapping_hash = hashlib.sha256(
+            self._mapping.model_dump_json().encode() if self._mapping is not None else b""
+        ).hexdigest()
+        facts = JobFacts(JOURNAL_VERSION, self._to, mapping_hash, tuple(facts_of(one) for one in self._inputs))
+        with ExitStack() as stack:
+            self._journal = Journal.open(self._job, facts, self._files)
+            stack.callback(self._journal.close)
+            kept = self._journal.progress.rejected_bytes
+            self._rejected = [
+                RejectedFile(rejected_path(one, self._job), self._files, kept[index])
+                for index, one in enumerate(self._inputs)
+            ]
+            for rejected in self._rejected:
+                stack.callback(rejected.close)
+            transport_limits = httpx.Limits(max_connections=in_flight_max, max_keepalive_connections=in_flight_max)
+            async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, limits=transport_limits) as client:
+                limits = await fetch_limits(client, self._to)
+                self._sender = BatchSender(client, self._to, self._token, Window(in_flight_max), patience_seconds)
+                try:
+                    await self._send_all(limits, min(batch_rows, limits.rows_max), in_flight_max)
+                except BackfillError as error:
+                    raise Stopped(str(error), self._report(began)) from None
+            return self._report(began)
+
+    async def _send_all(self, limits: Limits, batch_rows: int, in_flight_max: int) -> None:
+        bytes_max = min(BATCH_BYTES_MAX, limits.body_bytes_max // 2)
+        places = asyncio.Semaphore(in_flight_max)
+        flusher = asyncio.create_task(self._flush_regularly())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for batch in self._batches(batch_rows, bytes_max):
+                    await places.acquire()
+                    group.create_task(self._send(batch, places))
+        except BaseExceptionGroup as several:
+            raise _first(several) from None
+        finally:
+            flusher.cancel()
+            self._flush()
+        for index, read in enumerate(self._read_counts):
+            self._journal.append(Confirmed(index, read=read))
+        self._journal.flush()
+
+    async def _send(self, batch: _Batch, places: asyncio.Semaphore) -> None:
+        try:
+            sent = await self._sender.send(batch.rows)
+        finally:
+            places.release()
+        rejections = sorted(batch.faults + sent.rejections, key=lambda one: one.record.number)
+        entry = Confirmed(
+            input=batch.input_index,
+            first=batch.first,
+            last=batch.last,
+            accepted=sent.accepted,
+            rejected=len(rejections),
+            repeated=sent.repeated,
+            bytes=batch.original_bytes,
+            at_ms=time.time_ns() // 1_000_000,
+        )
+        self._waiting.append((batch, entry, rejections))
+
+    async def _flush_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            self._flush()
+
+    def _flush(self) -> None:
+        """Confirm the batches that are answered: their rejections first, then the journal, in the same order."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        for index, rejected in enumerate(self._rejected):
+            rejected.write([one for batch, _, found in waiting if batch.input_index == index for one in found])
+        for batch, entry, _ in waiting:
+            size = self._rejected[batch.input_index].size_bytes
+            self._journal.append(msgspec.structs.replace(entry, rejected_bytes=size))
+        self._journal.flush()
+        for _, entry, _ in waiting:
+            self._tally.accepted += entry.accepted
+            self._tally.rejected += entry.rejected
+            self._tally.repeated += entry.repeated
+        self._tally.retries = self._sender.retries
+        self._observe(self._tally)
+
+    def _batches(self, batch_rows: int, bytes_max: int) -> Iterator[_Batch]:
+        self._read_counts = [0] * len(self._inputs)
+        for index, source in enumerate(self._inputs):
+            with row_maker(source, self._mapping) as make:
+                yield from self._batches_of(index, source, make, batch_rows, bytes_max)
+
+    def _batches_of(
+        self, index: int, source: Input, make: Callable[..., bytes], batch_rows: int, bytes_max: int
+    ) -> Iterator[_Batch]:
+        progress, tally = self._journal.progress, self._tally
+        batch: _Batch | None = None
+        for record in read_records(source):
+            tally.read += 1
+            self._read_counts[index] += 1
+            tally.read_bytes += len(record.original) + 1
+            try:
+                # Made also of records that are confirmed: true repeats are counted from the file's beginning.
+                made: Row | Rejection = Row(record, make(record))
+            except RowFault as fault:
+                made = Rejection(record, INVALID_EVENT, str(fault))
+            if progress.is_confirmed(index, record.number):
+                tally.skipped += 1
+                if batch is not None:
+                    # A batch is one run of records: what is confirmed may not lie within it.
+                    yield batch
+                    batch = None
+                continue
+            size = len(made.body) + 1 if isinstance(made, Row) else 0
+            if batch is not None and (
+                len(batch.rows) + len(batch.faults) >= batch_rows or batch.size_bytes + size > bytes_max
+            ):
+                yield batch
+                batch = None
+            if batch is None:
+                batch = _Batch(index, record.number, rows=[], faults=[])
+            batch.last = record.number
+            batch.size_bytes += size
+            batch.original_bytes += len(record.original)
+            if isinstance(made, Row):
+                batch.rows.append(made)
+            else:
+                batch.faults.append(made)
+        if batch is not None:
+            yield batch
+
+    def _report(self, began: float) -> Report:
+        tally = self._tally
+        return Report(
+            read=tally.read,
+            accepted=tally.accepted,
+            rejected=tally.rejected,
+            skipped=tally.skipped,
+            repeated=tally.repeated,
+            retries=self._sender.retries,
+            seconds=time.monotonic() - began,
+            rejected_files=tuple(str(one.path) for one in self._rejected if one.path.exists() and one.size_bytes),
+            is_complete=self._journal.progress.is_complete,
+        )
+
+
+def _first(several: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error that tells why a job stopped."""
+    for error in several.exceptions:
+        return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    return several

@@ -1,0 +1,233 @@
+"""Batches over HTTP, answered row by row (contract.md sections 2, 3 and 7).
+
+    answer                     what is done
+    200, 207                   `invalid_event` rows are rejected, `queue_failed` rows are sent again
+    500 with results           the same
+    500, 429, 408, 5xx, none   the same rows again, after Retry-After or a backoff; one batch fewer in flight at a time
+    413, 400                   in halves; a row that is refused alone is rejected
+    401, 404, 405, 415, other  the job stops: trying again can't help until somebody acts
+
+Rows that are sent again have the same distinctId, so what the server took without answering is a repeat to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+import httpx
+import msgspec
+
+from counterfoil.backfill.errors import BackfillError
+from counterfoil.backfill.reading import Record
+from counterfoil.backfill.rejected import INVALID_EVENT, Rejection
+from counterfoil.contract.limits import Limits
+
+BACKOFF_SECONDS_MIN = 0.1
+BACKOFF_SECONDS_MAX = 15.0
+RETRY_AFTER_SECONDS_MAX = 60.0
+_AGAIN = frozenset({408, 409, 425, 429})
+_SMALLER = frozenset({400, 413})
+_STOPPED = {
+    401: "the token is unknown there: see --token-file",
+    404: "there is no such path: --to is the base URL, with /api/v1 at its end",
+    405: "that address takes no /batch: --to is the base URL, with /api/v1 at its end",
+    415: "that address takes no JSON: is it a server of this API?",
+}
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """A record and the JSON that is sent for it."""
+
+    record: Record
+    body: bytes
+
+
+class Sent(msgspec.Struct):
+    """What became of a batch."""
+
+    accepted: int = 0
+    repeated: int = 0
+    rejections: list[Rejection] = []
+
+
+class _RowResult(msgspec.Struct):
+    index: int
+    success: bool
+    code: str | None = None
+    message: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    success: bool
+    results: list[_RowResult] | None = None
+    error: str | None = None
+
+
+class Window:
+    """How many batches may be in flight: one more after as many successes, half after trouble (AIMD)."""
+
+    def __init__(self, size_max: int) -> None:
+        self.size = 1.0 if size_max == 1 else 2.0
+        self._size_max = size_max
+        self._in_flight = 0
+        self._changed = asyncio.Condition()
+
+    async def enter(self) -> None:
+        """Wait for a place."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._in_flight < int(self.size))
+            self._in_flight += 1
+
+    async def leave(self) -> None:
+        """Give the place back."""
+        async with self._changed:
+            self._in_flight -= 1
+            self._changed.notify_all()
+
+    def went_well(self) -> None:
+        self.size = min(self.size + 1 / self.size, float(self._size_max))
+
+    def went_badly(self) -> None:
+        self.size = max(self.size / 2, 1.0)
+
+
+class BatchSender:
+    """Sends batches to one server until each of their rows is accepted or rejected."""
+
+    def __init__(self, client: httpx.AsyncClient, to: str, token: str, window: Window, patience_seconds: float) -> None:
+        self._client = client
+        self._to = to
+        self._url = to.rstrip("/") + "/batch"
+        self._head = b'{"token":' + msgspec.json.encode(token) + b',"events":['
+        self._window = window
+        self._patience_seconds = patience_seconds
+        self._last_success: float | None = None
+        self.retries = 0
+
+    async def send(self, rows: Sequence[Row]) -> Sent:
+        """Return when every row has its answer. Raises BackfillError when the job must stop."""
+        sent = Sent(rejections=[])
+        await self._window.enter()
+        try:
+            await self._send(rows, sent)
+        finally:
+            await self._window.leave()
+        return sent
+
+    async def _send(self, rows: Sequence[Row], sent: Sent) -> None:
+        attempt = 0
+        while rows:
+            answer = await self._post(rows)
+            if answer is not None and answer.status_code in _SMALLER:
+                await self._send_smaller(rows, answer, sent)
+                return
+            failed = rows
+            if answer is not None and answer.status_code in (200, 207, 500):
+                failed = self._take(rows, answer, sent)
+            elif answer is not None and not _may_help(answer.status_code):
+                raise BackfillError(f"{self._to} answered {answer.status_code}: {_why(answer.status_code)}")
+            if len(failed) < len(rows):
+                attempt = 0
+                self._last_success = asyncio.get_running_loop().time()
+            rows = failed
+            if rows:
+                sent.repeated += len(rows)
+                attempt += 1
+                await self._wait(attempt, answer)
+            else:
+                self._window.went_well()
+
+    async def _send_smaller(self, rows: Sequence[Row], answer: httpx.Response, sent: Sent) -> None:
+        if len(rows) == 1:
+            sent.rejections.append(Rejection(rows[0].record, INVALID_EVENT, _error_of(answer)))
+            return
+        middle = len(rows) // 2
+        await self._send(rows[:middle], sent)
+        await self._send(rows[middle:], sent)
+
+    async def _post(self, rows: Sequence[Row]) -> httpx.Response | None:
+        body = self._head + b",".join([row.body for row in rows]) + b"]}"
+        try:
+            return await self._client.post(self._url, content=body, headers={"content-type": "application/json"})
+        except httpx.TransportError:
+            return None
+
+    def _take(self, rows: Sequence[Row], answer: httpx.Response, sent: Sent) -> Sequence[Row]:
+        """Book the rows that have their answer; those that must be sent again are returned."""
+        read = _read(answer)
+        if read is None or read.results is None:
+            if answer.status_code == 500:
+                return rows
+            raise BackfillError(
+                f"{self._to} answered {answer.status_code} without results: is it a server of this API?"
+            )
+        if [result.index for result in read.results] != list(range(len(rows))):
+            raise BackfillError(f"{self._to} answered for other rows than were sent: is it a server of this API?")
+        failed = []
+        for row, result in zip(rows, read.results, strict=True):
+            if result.success:
+                sent.accepted += 1
+            elif result.code == INVALID_EVENT:
+                sent.rejections.append(Rejection(row.record, INVALID_EVENT, result.message or ""))
+            else:
+                failed.append(row)
+        return failed
+
+    async def _wait(self, attempt: int, answer: httpx.Response | None) -> None:
+        self._window.went_badly()
+        self.retries += 1
+        loop = asyncio.get_running_loop()
+        if self._last_success is None:
+            self._last_success = loop.time()
+        if loop.time() - self._last_success > self._patience_seconds:
+            status = "no answer" if answer is None else f"status {answer.status_code}"
+            raise BackfillError(
+                f"{self._to}: {status} for {self._patience_seconds:.0f} s; go on later with the same command"
+            )
+        backoff = min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS_MIN * 2 ** min(attempt, 10))
+        await asyncio.sleep(_retry_after(answer) or backoff * random.uniform(0.5, 1.0))  # noqa: S311
+
+
+async def fetch_limits(client: httpx.AsyncClient, to: str) -> Limits:
+    """The server's limits; the contract's defaults where it does not say (contract.md section 6)."""
+    try:
+        answer = await client.get(to.rstrip("/") + "/limits")
+        offered = answer.json() if answer.status_code == 200 else {}
+    except (httpx.TransportError, ValueError):
+        return Limits()
+    if not isinstance(offered, dict):
+        return Limits()
+    return Limits.model_validate({name: offered[name] for name in Limits.model_fields if name in offered})
+
+
+def _may_help(status: int) -> bool:
+    return status in _AGAIN or status >= 500
+
+
+def _why(status: int) -> str:
+    return _STOPPED.get(status, "not an answer of this API")
+
+
+def _retry_after(answer: httpx.Response | None) -> float | None:
+    text = "" if answer is None else answer.headers.get("retry-after", "")
+    try:
+        return min(max(float(text), BACKOFF_SECONDS_MIN), RETRY_AFTER_SECONDS_MAX)
+    except ValueError:
+        return None
+
+
+def _read(answer: httpx.Response) -> _Answer | None:
+    try:
+        return _DECODER.decode(answer.content)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _error_of(answer: httpx.Response) -> str:
+    read = _read(answer)
+    return (read.error if read is not None else None) or f"the server answered {answer.status_code}"
+
+
+_DECODER = msgspec.json.Decoder(_Answer)

@@ -1,0 +1,168 @@
+"""Columns into rows, by names or by a mapping file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from counterfoil.backfill.errors import BackfillError
+from counterfoil.backfill.mapping import Mapper, MappingFault, automatic_mapping, load_mapping
+from counterfoil.backfill.reading import Input, Record, encode_record
+from counterfoil.backfill.rows import RowFault, row_maker
+
+
+def mapper(tmp_path: Path, text: str) -> Mapper:
+    """A mapper by a mapping file of this text."""
+    path = tmp_path / "mapping.toml"
+    path.write_text(text)
+    counts: dict[bytes, int] = {}
+
+    def count(digest: bytes) -> int:
+        counts[digest] = counts.get(digest, 0) + 1
+        return counts[digest] - 1
+
+    return Mapper(load_mapping(path), count)
+
+
+def test_columns_are_put_where_the_mapping_says(tmp_path: Path) -> None:
+    """A column, a constant, a template, typed values; what no field names goes where `rest` says."""
+    found = mapper(
+        tmp_path,
+        """
+        rest = "userProperties.custom_properties"
+        [fields]
+        event = {constant = "Purchase"}
+        distinctId = {template = "order-{order}-{line}"}
+        userId = "customer"
+        time = {column = "day", format = "%Y-%m-%d", zone = "Europe/Berlin"}
+        "eventProperties.amount" = {column = "amount", type = "number"}
+        "eventProperties.gift" = {column = "gift", type = "boolean"}
+        """,
+    ).row(
+        {"order": "7", "line": 2, "customer": "c", "day": "2026-01-01", "amount": "12.50", "gift": "t", "city": "Ulm"}
+    )
+    assert found == {
+        "event": "Purchase",
+        "distinctId": "order-7-2",
+        "userId": "c",
+        "time": 1_767_222_000_000,
+        "eventProperties": {"amount": 12.5, "gift": True},
+        "userProperties": {"custom_properties": {"city": "Ulm"}},
+    }
+
+
+def test_true_repeats_get_distinct_ids_of_their_own(tmp_path: Path) -> None:
+    """The same columns twice are two events; read again, each has the distinctId it had."""
+    text = '[fields]\ndistinctId = {hash = ["customer", "day"]}\n'
+    columns = [{"customer": 1, "day": "a"}, {"customer": 2, "day": "a"}, {"customer": 1, "day": "a"}]
+
+    def read() -> list[str]:
+        one = mapper(tmp_path, text)
+        return [one.row(row)["distinctId"] for row in columns]
+
+    first = read()
+    assert len(set(first)) == 3
+    assert read() == first
+
+
+@pytest.mark.parametrize(
+    ("value", "format_name", "expected"),
+    [
+        ("1767225600", "s", 1_767_225_600_000),
+        (1_767_225_600_123, "ms", 1_767_225_600_123),
+        ("1767225600123456", "us", 1_767_225_600_123),
+        ("2026-01-01T00:00:00Z", "iso", 1_767_225_600_000),
+        ("2026-01-01", "iso", 1_767_225_600_000),
+        ("20260101", "%Y%m%d", 1_767_225_600_000),
+    ],
+)
+def test_times_come_in_many_formats(tmp_path: Path, value: Any, format_name: str, expected: int) -> None:
+    """Counts from the epoch, ISO 8601 and strptime; a time without a zone is UTC."""
+    text = f'[fields]\ntime = {{column = "at", format = "{format_name}"}}\n'
+    assert mapper(tmp_path, text).row({"at": value}) == {"time": expected}
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "message"),
+    [
+        ('time = {column = "at", format = "iso"}', {"at": "soon"}, "time: expected a time in the format iso"),
+        ('event = {template = "{a}"}', {}, "event: the record has no column a"),
+        ('"eventProperties.n" = {column = "n", type = "number"}', {"n": "x1"}, "eventProperties.n: expected a number"),
+        ('eventProperties = "a"\n"eventProperties.n" = "n"', {"a": "x", "n": 1}, "eventProperties: expected an object"),
+    ],
+)
+def test_a_record_that_cannot_be_mapped_is_told_without_its_value(
+    tmp_path: Path, text: str, columns: dict[str, Any], message: str
+) -> None:
+    """The message names the field and what was expected."""
+    with pytest.raises(MappingFault) as caught:
+        mapper(tmp_path, f"[fields]\n{text}\n").row(columns)
+    assert str(caught.value).startswith(message)
+    assert "soon" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("[fields", "not TOML"),
+        ("", "fields"),
+        ("[fields]\n", "fields"),
+        ('[fields]\nevent = {column = "a", constant = "b"}\n', "exactly one of"),
+        ('[fields]\nevent = {colum = "a"}\n', "fields.event.colum"),
+        ('[fields]\ntime = {column = "a", format = "iso", zone = "Mars"}\n', "zone"),
+    ],
+)
+def test_a_mapping_that_cannot_be_used_is_refused(tmp_path: Path, text: str, part: str) -> None:
+    """One line with the file and the place."""
+    path = tmp_path / "mapping.toml"
+    path.write_text(text)
+    with pytest.raises(BackfillError) as caught:
+        load_mapping(path)
+    assert str(path) in str(caught.value)
+    assert part in str(caught.value)
+
+
+def test_names_of_the_contract_map_themselves() -> None:
+    """Also in snake_case and as paths; JSON texts become objects, other columns event properties."""
+    columns = {
+        "event": "Purchase",
+        "distinct_id": "1",
+        "time": "2026-01-01T00:00:00Z",
+        "user_properties": '{"city":"Ulm"}',
+        "eventProperties.amount": 3,
+        "colour": "red",
+        "empty": "",
+    }
+    assert Mapper(automatic_mapping(columns), lambda _: 0).row(columns) == {
+        "event": "Purchase",
+        "distinctId": "1",
+        "time": 1_767_225_600_000,
+        "userProperties": {"city": "Ulm"},
+        "eventProperties": {"amount": 3, "colour": "red"},
+    }
+
+
+def test_json_records_are_rows_as_they_are() -> None:
+    """Without a mapping a line is sent byte for byte; what is no object is a fault with its reason."""
+    with row_maker(Input("a.ndjson", "ndjson", 0, 0), None) as make:
+        assert make(Record(1, b'{"event": 1.50 }')) == b'{"event": 1.50 }'
+        assert make(Record(2, b'{"event":"\xff"}')) == b'{"event":"\xff"}'
+        for original, reason in [(b"[1]", "expected a JSON object"), (b"{", "not JSON"), (b"{}{}", "not JSON")]:
+            with pytest.raises(RowFault, match=reason):
+                make(Record(3, original))
+
+
+def test_repeats_are_counted_on_disk(tmp_path: Path) -> None:
+    """A file of any size is counted in little memory, and gives the same rows each time."""
+    path = tmp_path / "mapping.toml"
+    path.write_text('rest = "none"\n[fields]\ndistinctId = {hash = ["a"]}\n')
+    source = Input("a.ndjson", "ndjson", 0, 0)
+
+    def rows() -> list[bytes]:
+        with row_maker(source, load_mapping(path)) as make:
+            return [make(Record(n, encode_record({"a": n % 2}))) for n in range(4)]
+
+    assert len(set(rows())) == 4
+    assert rows() == rows()
