@@ -9,6 +9,7 @@
     ├── FrameDamaged            bytes of the queue that fail their checksum or make no sense
     ├── LedgerUnusable          the ledger can't be opened, or is another queue's
     ├── LedgerWriteFailed       nothing of the batch was recorded
+    ├── QueryRefused            SQL that is wrong, would write, or finds no table; its message is for who asked
     └── DestinationError
         ├── DestinationDown     can't be reached or is busy; trying again can help
         └── DestinationRefused  stands in the way until somebody acts: other table, cursor behind, bad credentials
@@ -66,6 +67,10 @@ class LedgerWriteFailed(CounterfoilError):
     """Nothing of this batch was recorded in the ledger."""
 
     retryable = True
+
+
+class QueryRefused(CounterfoilError):
+    """The query can't be run."""
 
 
 class DestinationError(CounterfoilError):

@@ -42,7 +42,7 @@ class DeltaSettings(DeliverySettings):
         128 * MIB, description="Bytes of a file above which it is not merged any further."
     )
     keep_hours: Annotated[float, Field(ge=0)] = Field(
-        24.0, description="Hours that files and log entries stay after something took their place, for readers."
+        1.0, description="Hours that files and log entries stay after something took their place, for readers."
     )
 
 

@@ -1,0 +1,40 @@
+"""From settings to destinations: the one place that knows every kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+from counterfoil.destinations.delta import DeltaDestination
+from counterfoil.destinations.interface import Destination
+from counterfoil.destinations.postgres import PostgresDestination
+from counterfoil.destinations.settings import DeltaSettings, DestinationSettings, PostgresSettings, WebhookSettings
+from counterfoil.destinations.webhook import WebhookDestination
+from counterfoil.files import Files
+
+
+def build_destination(
+    settings: DestinationSettings,
+    *,
+    ledger_id: UUID,
+    base: Path,
+    files: Files,
+    quarantine: Path,
+    clock_ms: Callable[[], int],
+) -> Destination:
+    """The destination that a configuration names, not opened yet; its paths are relative to `base`."""
+    match settings:
+        case DeltaSettings():
+            return DeltaDestination(
+                settings,
+                path=base / settings.path,
+                ledger_id=ledger_id,
+                files=files,
+                quarantine=quarantine,
+                clock_ms=clock_ms,
+            )
+        case PostgresSettings():
+            return PostgresDestination(settings, ledger_id)
+        case WebhookSettings():
+            return WebhookDestination(settings, ledger_id, clock_ms)

@@ -1,0 +1,99 @@
+"""SQL over the default table, read only; works while the pipeline writes, because a query sees one version of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+from arro3.core import RecordBatchReader
+from deltalake import DeltaTable, QueryBuilder
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from counterfoil.destinations.delta_columns import TABLE_NAME
+from counterfoil.destinations.interface import HeldRows
+from counterfoil.errors import QueryRefused
+
+_READS = ("select", "with", "values", "explain", "describe")
+_WORD = re.compile(r"\w+")
+_COMMENT = re.compile(r"--[^\n]*|/\*.*?\*/", re.DOTALL)
+
+
+class QueryResult(msgspec.Struct, frozen=True):
+    """The answer of a query; rows are read as they are asked for."""
+
+    columns: tuple[str, ...]
+    batches: Iterator[pa.RecordBatch]
+
+    def rows(self) -> Iterator[tuple[object, ...]]:
+        """The rows as Python values."""
+        for batch in self.batches:
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+def run_query(path: Path, sql: str) -> QueryResult:
+    """Run one statement that reads, over the table `events` at `path`.
+
+    Raises QueryRefused with one line: there is no table yet, or the statement is wrong, or it would write.
+    """
+    words = _WORD.findall(_COMMENT.sub(" ", sql).lower())
+    # EXPLAIN ANALYZE runs what it explains, and so could write a file.
+    if not words or words[0] not in _READS or (words[0] == "explain" and "analyze" in words):
+        raise QueryRefused(f"expected one statement that reads ({', '.join(_READS).upper()})")
+    try:
+        reader = _execute(path, sql)
+    except TableNotFoundError as error:
+        raise QueryRefused(f"{path}: there is no table yet: it is made when the pipeline first starts") from error
+    except DeltaError as error:
+        raise QueryRefused(" ".join(str(error).split())) from error
+    return QueryResult(tuple(reader.schema.names), _batches(reader))
+
+
+def rows_by_source(path: Path) -> dict[str, int]:
+    """How many rows the table holds of each source; none when there is no table."""
+    counts: dict[str, int] = {}
+    for batch in _read(path, f"SELECT source, count(*) FROM {TABLE_NAME} WHERE seq IS NOT NULL GROUP BY source"):  # noqa: S608
+        columns: list[list[Any]] = [column.to_pylist() for column in batch.columns]
+        counts.update(zip(*columns, strict=True))
+    return counts
+
+
+def held_rows(path: Path, first_seq: int, last_seq: int | None) -> Iterator[HeldRows]:
+    """The rows of a range of `seq`, ends included, some of one source at a time."""
+    upto = "" if last_seq is None else f" AND seq <= {last_seq}"
+    sql = f"SELECT source, seq, distinct_id FROM {TABLE_NAME} WHERE seq >= {first_seq}{upto}"  # noqa: S608
+    for batch in _read(path, sql):
+        by_source: dict[str, tuple[list[int], list[str]]] = {}
+        for source, seq, distinct_id in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            seqs, ids = by_source.setdefault(source, ([], []))
+            seqs.append(seq)
+            ids.append(distinct_id)
+        for source, (seqs, ids) in by_source.items():
+            yield HeldRows(source, seqs, ids)
+
+
+def _read(path: Path, sql: str) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from _as_pyarrow(_execute(path, sql))
+    except TableNotFoundError:
+        return
+
+
+def _execute(path: Path, sql: str) -> RecordBatchReader:
+    return QueryBuilder().register(TABLE_NAME, DeltaTable(path.absolute().as_uri())).execute(sql)
+
+
+def _as_pyarrow(reader: RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    # A batch at a time: pyarrow given the whole reader takes the process down when a query fails on its way.
+    for batch in reader:
+        yield pa.record_batch(batch)
+
+
+def _batches(reader: RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from _as_pyarrow(reader)
+    except Exception as error:
+        raise QueryRefused(" ".join(str(error).split())) from error
