@@ -26,6 +26,8 @@ class Setting(msgspec.Struct, frozen=True):
     """What a value must be, in words: `a whole number from 1 to 65535`."""
     default: Any
     """None where there is none, or where it is made when the configuration is read."""
+    example: Any
+    """A value to show: the default, or where that is none one that could be set."""
     is_required: bool
     help: str
 
@@ -123,10 +125,12 @@ def _flat(metadata: Iterable[Any]) -> Iterator[Any]:
 
 def _setting(key: str, field: FieldInfo) -> Setting:
     default = field.get_default(call_default_factory=False)
+    default = None if default is PydanticUndefined else str(default) if isinstance(default, Path) else default
     return Setting(
         key=key,
         kind=kind_of(field.annotation, field.metadata),
-        default=None if default is PydanticUndefined else default,
+        default=default,
+        example=next(iter(field.examples or ()), "") if default is None else default,
         is_required=field.is_required(),
         help=field.description or "",
     )

@@ -52,10 +52,14 @@ class SourceSettings(BaseModel):
         default=(), description="The same of tokens whose rows are kept and never delivered."
     )
     max_age_days: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Days that a row's time may lie back; 0 is without end; absent: limits.age_days_max."
+        None,
+        description="Days that a row's time may lie back; 0 is without end; absent: limits.age_days_max.",
+        examples=[7],
     )
     allowed_events: tuple[str | AllowedEvent, ...] | None = Field(
-        None, description="Events that are delivered; absent: every event, everywhere."
+        None,
+        description="Events that are delivered; absent: every event, everywhere.",
+        examples=[["Sign Up", {"event": "Purchase", "destinations": ["lake"]}]],
     )
     rows_per_second_max: Annotated[int, Field(ge=0)] = Field(0, description="Rows a second; 0 is without limit.")
 

@@ -33,7 +33,7 @@ class DeliverySettings(BaseModel):
 class DeltaSettings(DeliverySettings):
     """A Delta Lake table."""
 
-    type: Literal["delta"] = "delta"
+    type: Literal["delta"] = Field("delta", description="What kind of destination it is.")
     path: str = Field("data/lake", description="The table's directory, relative to the configuration file.")
     merge_commits: Annotated[int, Field(ge=2, le=100)] = Field(
         50, description="Commits after which small files are merged and the log is cleaned."

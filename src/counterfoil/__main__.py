@@ -1,0 +1,5 @@
+"""`python -m counterfoil` is `counterfoil`."""
+
+from counterfoil.cli import main
+
+main()
