@@ -31,7 +31,7 @@ from counterfoil.gateway.settings import GatewaySettings
 from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.queue.settings import QueueSettings
-from counterfoil.settings_tree import environment_names, expected_at
+from counterfoil.settings_tree import environment_names, expected_at, keys_at
 from counterfoil.sources import Sources, SourceSettings
 
 FILE_NAME = "counterfoil.toml"
@@ -223,12 +223,13 @@ class _Reading:
         return "from the environment" if is_in_environment else f"from {self._file}"
 
     def _first_of(self, error: ValidationError) -> str:
-        """The error that says most, as one line: of alternatives, the one that got furthest into the value."""
+        """The error that says most, as one line: a wrong key, else the one that got furthest into the value."""
         found = [(self._path(part["loc"], part["type"]), part["type"]) for part in error.errors(include_url=False)]
-        path, kind = max(found, key=lambda entry: len(entry[0]))
+        path, kind = max(found, key=lambda entry: (entry[1] == "extra_forbidden", len(entry[0])))
         if kind == "extra_forbidden":
-            known = expected_at(Settings, path[:-1]).removeprefix("a table with ").split(", ")
-            return f"{_key(path)} ({self.origin(_key(path))}): no such key{_resembling(str(path[-1]), known)}"
+            key, known = str(path[-1]), keys_at(Settings, path[:-1])
+            advice = " in a table of this type" if key in known else _resembling(key, known)
+            return f"{_key(path)} ({self.origin(_key(path))}): no such key{advice}"
         return self._line(path, f"expected {expected_at(Settings, path)}")
 
     def _path(self, loc: Sequence[str | int], kind: str) -> tuple[str | int, ...]:
@@ -287,8 +288,12 @@ def _key(path: Sequence[str | int]) -> str:
 
 
 def _may_be_shown(path: Sequence[str | int], value: Any) -> bool:
-    """Whether the line may name the value: a number or a truth value, at a key that holds no token."""
-    return isinstance(value, int | float) and not any("token" in str(part) for part in path)
+    """Whether the line may name the value: a number or a truth value, at a key that holds no secret."""
+    return isinstance(value, int | float) and not any(word in str(part) for part in path for word in _SECRET)
+
+
+_SECRET = ("token", "secret", "dsn", "url")
+"""Words in the keys whose values are secrets or hold one."""
 
 
 _FOUND: dict[type, str] = {

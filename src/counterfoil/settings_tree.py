@@ -39,6 +39,8 @@ class Section(msgspec.Struct, frozen=True):
     """As it is written in brackets; empty for the top of the file."""
     is_list: bool
     """Whether it stands in double brackets, once for each."""
+    type: str | None
+    """The value of its key `type`, where tables of this name are of several kinds."""
     help: str
     settings: tuple[Setting, ...]
 
@@ -46,11 +48,12 @@ class Section(msgspec.Struct, frozen=True):
 def sections(model: type[BaseModel]) -> Iterator[Section]:
     """The tables of a configuration in the order of `model`, the top of the file first."""
     plain = [(name, field) for name, field in model.model_fields.items() if not _models_of(field.annotation)]
-    yield Section("", False, _first_line(model), tuple(_setting(name, field) for name, field in plain))
+    yield Section("", False, None, _first_line(model), tuple(_setting(name, field) for name, field in plain))
     for name, field in model.model_fields.items():
         for inner in _models_of(field.annotation):
             settings = tuple(_setting(key, part) for key, part in inner.model_fields.items())
-            yield Section(name, _is_list(field.annotation), _first_line(inner), settings)
+            kind = inner.model_fields["type"].default if "type" in inner.model_fields else None
+            yield Section(name, _is_list(field.annotation), kind, _first_line(inner), settings)
 
 
 def environment_names(model: type[BaseModel], prefix: str) -> dict[str, bool]:
@@ -68,16 +71,27 @@ def environment_names(model: type[BaseModel], prefix: str) -> dict[str, bool]:
 
 def expected_at(model: type[BaseModel], path: Sequence[str | int]) -> str:
     """What a value at this place of a configuration must be, in words."""
-    annotation: Any = model
-    metadata: Sequence[Any] = ()
+    found = _found_at(model, path)
+    return " or ".join(dict.fromkeys(kind_of(annotation, metadata) for annotation, metadata in found))
+
+
+def keys_at(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """The keys that a table at this place of a configuration may have."""
+    tables = [table for annotation, _ in _found_at(model, path) for table in _models_of(annotation)]
+    return list(dict.fromkeys(key for table in tables for key in table.model_fields))
+
+
+def _found_at(model: type[BaseModel], path: Sequence[str | int]) -> list[tuple[Any, Sequence[Any]]]:
+    """The types, with what bounds them, that a value at this place may have."""
+    found: list[tuple[Any, Sequence[Any]]] = [(model, ())]
     for part in path:
-        fields = _fields_of(annotation, part) if isinstance(part, str) else []
-        if fields:
-            # Alternatives that are told apart by a key differ in what it may be.
-            annotation, metadata = Union[tuple(field.annotation for field in fields)], fields[0].metadata  # noqa: UP007
-        elif isinstance(part, int):
-            annotation, metadata = _entry_of(annotation), ()
-    return kind_of(annotation, metadata)
+        if isinstance(part, int):
+            found = [(_entry_of(annotation), ()) for annotation, _ in found]
+        else:
+            tables = [table for annotation, _ in found for table in _models_of(annotation)]
+            fields = [table.model_fields[part] for table in tables if part in table.model_fields]
+            found = [(field.annotation, field.metadata) for field in fields]
+    return found
 
 
 def kind_of(annotation: Any, metadata: Iterable[Any] = ()) -> str:
@@ -86,13 +100,13 @@ def kind_of(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     if origin is Annotated:
         return kind_of(arguments[0], (*_flat(arguments[1:]), *metadata))
     if _is_union(annotation):
-        return " or ".join(kind_of(part, metadata) for part in arguments if part is not type(None))
+        return " or ".join(dict.fromkeys(kind_of(part, metadata) for part in arguments if part is not type(None)))
     if origin is Literal:
         return " or ".join(f'"{value}"' for value in arguments)
     if origin is tuple:
         return f"a list, each {kind_of(arguments[0])}"
     if _is_model(annotation):
-        return "a table with " + ", ".join(annotation.model_fields)
+        return "a table"
     return _KINDS[annotation] + _bounds(metadata)
 
 
@@ -134,10 +148,6 @@ def _setting(key: str, field: FieldInfo) -> Setting:
         is_required=field.is_required(),
         help=field.description or "",
     )
-
-
-def _fields_of(annotation: Any, key: str) -> list[FieldInfo]:
-    return [model.model_fields[key] for model in _models_of(annotation) if key in model.model_fields]
 
 
 def _entry_of(annotation: Any) -> Any:

@@ -60,24 +60,24 @@ def starter_text(source: str, token_hash: str) -> str:
     from counterfoil.config import DEFAULT_DESTINATION, Settings
     from counterfoil.settings_tree import sections
 
-    set_keys = {
-        ("sources", "name"): source,
-        ("sources", "token_sha256"): [token_hash],
-        ("destinations", "name"): DEFAULT_DESTINATION,
-        ("destinations", "type"): "delta",
+    set_keys: dict[tuple[str, str | None], dict[str, Any]] = {
+        ("sources", None): {"name": source, "token_sha256": [token_hash]},
+        ("destinations", "delta"): {"name": DEFAULT_DESTINATION, "type": "delta"},
     }
-    blocks = [HEAD]
-    blocks += [_section_text(section, set_keys) for section in sections(Settings)]
-    return "\n".join(blocks)
+    texts = [_section_text(section, set_keys.get((section.name, section.type), {})) for section in sections(Settings)]
+    return "\n".join([HEAD, *texts])
 
 
-def _section_text(section: Section, set_keys: dict[tuple[str, str], Any]) -> str:
-    brackets = "[[{}]]" if section.is_list else "[{}]"
-    # Behind the brackets: a comment above them would belong to the section before, for whoever edits the file.
-    lines = [f"{brackets.format(section.name)}  # {section.help}"] if section.name else []
+def _section_text(section: Section, set_keys: dict[str, Any]) -> str:
+    lines = []
+    if section.name:
+        brackets = f"[[{section.name}]]" if section.is_list else f"[{section.name}]"
+        mark = "" if set_keys or not section.is_list else "# "
+        # Behind the brackets: a comment above them would belong to the section before, for whoever edits the file.
+        lines.append(f"{mark}{brackets}  # {section.help}")
     for setting in section.settings:
         lines += textwrap.wrap(setting.help, 100, initial_indent="# ", subsequent_indent="# ")
-        lines.append(_setting_line(setting, set_keys.get((section.name, setting.key))))
+        lines.append(_setting_line(setting, set_keys.get(setting.key)))
     return "\n".join(lines) + "\n"
 
 

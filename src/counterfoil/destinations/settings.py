@@ -49,11 +49,12 @@ class DeltaSettings(DeliverySettings):
 class PostgresSettings(DeliverySettings):
     """A PostgreSQL table."""
 
-    type: Literal["postgres"] = "postgres"
+    type: Literal["postgres"] = Field("postgres", description="What kind of destination it is.")
     # Not a SecretStr: the supervisor hands the settings on to its children as JSON.
     dsn: str = Field(
         repr=False,
         description="Connection string, as postgresql://user@host/database; PG… variables add what it leaves out.",
+        examples=["postgresql://counterfoil@localhost/events"],
     )
     schema_name: Annotated[str, Field(min_length=1, max_length=63)] = Field(
         "public", description="Schema of the tables; it must be there."
@@ -69,9 +70,13 @@ class PostgresSettings(DeliverySettings):
 class WebhookSettings(DeliverySettings):
     """An HTTP receiver, by Standard Webhooks."""
 
-    type: Literal["webhook"] = "webhook"
-    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")] = Field(description="Where rows are posted to.")
-    secret: str = Field(repr=False, description="Standard Webhooks secret: whsec_ and the key in base64.")
+    type: Literal["webhook"] = Field("webhook", description="What kind of destination it is.")
+    url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")] = Field(
+        description="Where rows are posted to.", examples=["https://example.org/events"]
+    )
+    secret: str = Field(
+        repr=False, description="Standard Webhooks secret: whsec_ and the key in base64.", examples=["whsec_…"]
+    )
     request_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(
         500, description="Rows a request at most; 1: a request for each row."
     )
