@@ -143,7 +143,7 @@ def test_settings_survive_the_way_to_another_process(monkeypatch: pytest.MonkeyP
             f"sources[0].allowed_events[1].evnt (from {FILE}): no such key; did you mean event?",
         ),
         ("x = = 3", f"{FILE}: expected TOML: Invalid value (at line 1, column 5)"),
-        (SOURCE + SOURCE, f"sources[1].name = website (from {FILE}): expected a name that no other source has"),
+        (SOURCE + SOURCE, f"sources[1].name (from {FILE}): expected a name that no other source has"),
         (
             SOURCE + SOURCE.replace("website", "shop"),
             f"sources[1].token_sha256[0] (from {FILE}): expected a token of its own, found one of source website",
