@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         try:
             request = json.loads(body)
-            token = request["token"].strip()
+            token = request["token"].strip(" \t\r\n\ufeff")
         except (ValueError, KeyError, TypeError, AttributeError):
             self._refuse(400, "not JSON, or without a token")
             return

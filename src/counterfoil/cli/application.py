@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from counterfoil import __version__
-from counterfoil.cli import init, source
+from counterfoil.cli import conformance, init, source
 
 HELP = """An event ingest gateway that keeps a counterfoil for every row.
 
@@ -21,7 +21,7 @@ def make_application() -> typer.Typer:
         help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False
     )
     application.callback()(options)
-    for command in (init.init,):
+    for command in (init.init, conformance.conformance):
         application.command()(command)
     application.add_typer(source.make_application(), name="source")
     return application

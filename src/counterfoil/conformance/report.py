@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -148,8 +147,3 @@ def _add_junit_case(suite: Xml.Element, outcome: Outcome) -> None:
 def _clean(text: str) -> str:
     """Text without the characters that XML can't carry."""
     return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def print_json(console: Console, url: str, known: Known, outcomes: Sequence[Outcome]) -> None:
-    """The run as JSON, indented, without colours."""
-    console.print_json(json.dumps(as_json(url, known, outcomes)))
