@@ -49,6 +49,8 @@ class ChildStatus(msgspec.Struct, frozen=True):
     """When it came into this state, ms since the Unix epoch."""
     last_end: str | None
     """How its life before this one ended: `exit 1`, `SIGKILL`."""
+    conditions: dict[str, str] = {}
+    """How its parts are, as it last said in this life."""
 
 
 class Backoff(msgspec.Struct, frozen=True):
@@ -92,10 +94,11 @@ class Child:
         self._keeping: asyncio.Task[None] | None = None
         self._start_count = 0
         self._last_end: str | None = None
+        self._conditions: dict[str, str] = {}
         self._state = ChildState.STOPPED
         self._since_ms = _now_ms()
-        self.first_word: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        """The first thing that any of its lives said."""
+        self.first_word: asyncio.Future[Ready | Refused] = asyncio.get_running_loop().create_future()
+        """The first time that any of its lives said that it is ready, or refused."""
 
     @property
     def status(self) -> ChildStatus:
@@ -106,6 +109,7 @@ class Child:
             start_count=self._start_count,
             since_ms=self._since_ms,
             last_end=self._last_end,
+            conditions=dict(self._conditions),
         )
 
     def start(self) -> None:
@@ -132,7 +136,7 @@ class Child:
         done, _ = await asyncio.wait([self._keeping], timeout=max(0.0, within_seconds))
         if done:
             return True
-        log.error("process.killed", process=self.name, waited_seconds=round(within_seconds, 1))
+        log.error("process.killed", child=self.name, waited_seconds=round(within_seconds, 1))
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
@@ -155,7 +159,7 @@ class Child:
             wait = self._backoff.after(short_lives)
             log.error(
                 "process.ended",
-                process=self.name,
+                child=self.name,
                 end=self._last_end,
                 lived_seconds=round(seconds, 1),
                 start_again_in_seconds=wait,
@@ -181,8 +185,9 @@ class Child:
                 )
                 theirs.close()
                 self._start_count += 1
+                self._conditions.clear()
                 self._change(ChildState.STARTING)
-                log.info("process.started", process=self.name, pid=self._process.pid, start_count=self._start_count)
+                log.info("process.started", child=self.name, child_pid=self._process.pid, start_count=self._start_count)
                 self._take_up(line)
                 _, status = await asyncio.gather(self._listen(reader), self._process.wait())
                 return _end(status)
@@ -207,10 +212,14 @@ class Child:
 
     def _hear(self, message: Message) -> None:
         if isinstance(message, Ready):
-            log.info("process.ready", process=self.name)
+            log.info("process.ready", child=self.name)
             self._change(ChildState.READY)
         elif isinstance(message, Refused):
-            log.error("process.refused", process=self.name, reason=message.message)
+            log.error("process.refused", child=self.name, reason=message.message)
+        else:
+            self._conditions[message.part] = message.state
+            self._on_change()
+            return
         if not self.first_word.done():
             self.first_word.set_result(message)
 

@@ -3,7 +3,8 @@
 The line is a pair of sockets; the child finds its end as standard input. What goes over it is lines:
 
     down  first the process's settings as JSON, so that none stand on a command line; later lines are news for it
-    up    `Ready`, once it does its work, or `Refused`, when it can't start and only an operator can help
+    up    `Ready`, once it does its work, or `Refused`, when it can't start and only an operator can help;
+          `Condition`, whenever that of a part of it changes
 
 When the line ends, the supervisor has asked the process to stop, or is no more; for the process it is the same. So a
 SIGKILL of the supervisor leaves no orphan: the kernel closes the line. A process that does not end by itself within
@@ -12,6 +13,7 @@ SIGKILL of the supervisor leaves no orphan: the kernel closes the line. A proces
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -39,9 +41,14 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     message: str
 
 
-Message = Ready | Refused
+class Condition(msgspec.Struct, frozen=True, tag="condition"):
+    """How a part of the process is now; names and states are our own words."""
 
-_encoder = msgspec.json.Encoder()
+    part: str
+    state: str
+
+
+Message = Ready | Refused | Condition
 
 
 class Lifeline:
@@ -49,6 +56,7 @@ class Lifeline:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        self._sending = threading.Lock()
         self._lines = end.makefile("rb")
 
     @classmethod
@@ -74,6 +82,10 @@ class Lifeline:
     def refuse(self, message: str) -> None:
         """Tell why the process can't start; it ends itself after that."""
         self._send(Refused(message))
+
+    def condition(self, part: str, state: str) -> None:
+        """Tell how a part of the process is from now on; from any thread."""
+        self._send(Condition(part, state))
 
     def watch(
         self,
@@ -115,8 +127,6 @@ class Lifeline:
             return
 
     def _send(self, message: Message) -> None:
-        try:
-            self._end.sendall(_encoder.encode(message) + b"\n")
-        except OSError:
-            # The supervisor is gone; `watch` sees it too.
-            return
+        # The supervisor may be gone; `watch` sees it too.
+        with self._sending, contextlib.suppress(OSError):
+            self._end.sendall(msgspec.json.encode(message) + b"\n")

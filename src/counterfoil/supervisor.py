@@ -1,1 +1,319 @@
-"""Not written yet."""
+"""`serve`: builds the processes of the server from the settings, starts, watches, restarts and stops them.
+
+    supervisor ─┬─ gateway-1 … gateway-n    HTTP in, one queue writer each
+                ├─ pipeline                 settle, and one thread a destination
+                └─ console                  health, metrics and the operator's page, on a port of its own
+
+The order at the start: the data directory's lock, then the ports, then the processes. Each process inherits the lock's
+descriptor, so the lock is free only when the last process of an old life is gone, and with it the ports, the queue's
+writers and the ledger: a new life waits for this one thing alone.
+
+The order at the stop: the gateway first, which answers what is in flight and flushes; then the pipeline finishes its
+step. What doesn't end in time is killed, which loses nothing: all three can die at any instruction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+import signal
+import socket
+import ssl
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+import structlog
+from pydantic import BaseModel
+
+from counterfoil.children import Child
+from counterfoil.config import Settings
+from counterfoil.console.process import ConsoleProcess
+from counterfoil.datadir import DataDir, Part
+from counterfoil.errors import SettingsInvalid, StartRefused
+from counterfoil.gateway.process import GatewayProcess
+from counterfoil.lifeline import Refused
+from counterfoil.pipeline.process import PipelineProcess
+from counterfoil.telemetry.logs import configure_logs
+
+log = structlog.get_logger()
+
+GATEWAY_STOP_SECONDS = 7.0
+"""More than a worker gives those that are still sending."""
+STOP_SECONDS = 9.5
+"""From the signal to the end, for all: within the 10 s that `serve` promises."""
+
+TOKEN_FILE = Path("counterfoil.token")
+
+
+def serve(settings: Settings) -> int:
+    """Run gateway workers, pipeline and console until SIGTERM or SIGINT; the exit status.
+
+    Raises StartRefused, SettingsInvalid.
+    """
+    return _run(Part.SERVE, settings)
+
+
+def run_gateway(settings: Settings) -> int:
+    """Run the gateway workers alone, as `serve` does. Raises StartRefused."""
+    return _run(Part.GATEWAY, settings)
+
+
+def run_pipeline(settings: Settings) -> int:
+    """Run the pipeline and the console alone, as `serve` does. Raises StartRefused."""
+    return _run(Part.PIPELINE, settings)
+
+
+def _run(part: Part, settings: Settings) -> int:
+    configure_logs("supervisor")
+    os.umask(0o077)
+    # A core dump would hold rows (promise P6).
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    data_dir = DataDir(settings.data_dir)
+    ledger_id = data_dir.make()
+    with data_dir.lock(part) as inherited:
+        check_listening(part, settings)
+        metrics_dir = data_dir.run / "metrics"
+        forget_counts(metrics_dir, part)
+        plan = plan_processes(part, settings, ledger_id, metrics_dir)
+        return asyncio.run(_supervise(part, settings, plan, inherited))
+
+
+# What must be so before anything starts
+
+
+def check_listening(part: Part, settings: Settings) -> None:
+    """Raise StartRefused when a port can't be listened on, SettingsInvalid when the certificate can't be used.
+
+    By a plain bind: Granian binds with SO_REUSEPORT, and would quietly share the port with another server.
+    """
+    if part is not Part.PIPELINE:
+        check_port(settings.gateway.host, settings.gateway.port, "gateway")
+        if settings.gateway.tls_cert and settings.gateway.tls_key:
+            check_certificate(settings.gateway.tls_cert, settings.gateway.tls_key)
+    if part is not Part.GATEWAY:
+        check_port(settings.console.host, settings.console.port, "console")
+
+
+def check_port(host: str, port: int, section: str) -> None:
+    """Raise StartRefused when nothing can listen on this port; `section` is where the settings name it."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror:
+        raise StartRefused(f"{section}.host: no address of this machine has the name {host}") from None
+    for family, kind, protocol, _, address in addresses:
+        with socket.socket(family, kind, protocol) as tried:
+            # Connections of an old life that wait for their end don't count; what listens does.
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind(address)
+            except OSError as problem:
+                raise StartRefused(_port_problem(problem, host, port, section)) from None
+
+
+def _port_problem(problem: OSError, host: str, port: int, section: str) -> str:
+    if problem.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use by another program; set {section}.port to a free one"
+    if problem.errno == errno.EADDRNOTAVAIL:
+        return f"{section}.host: {host} is no address of this machine"
+    return f"port {port} on {host} can't be listened on ({section}.port): {problem.strerror}"
+
+
+def check_certificate(certificate: Path, key: Path) -> None:
+    """Raise SettingsInvalid when the two files can't serve HTTPS together."""
+    for name, path in (("tls_cert", certificate), ("tls_key", key)):
+        try:
+            path.open("rb").close()
+        except OSError as problem:
+            raise SettingsInvalid(f"gateway.{name}: {path} can't be read: {problem.strerror}") from None
+    try:
+        # A key with a password would ask for it on a terminal that nobody watches.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: "")
+    except OSError:  # ssl.SSLError is one.
+        raise SettingsInvalid(
+            f"gateway.tls_cert, gateway.tls_key: expected a certificate chain and its key as PEM: {certificate}, {key}"
+        ) from None
+
+
+def forget_counts(metrics_dir: Path, part: Part) -> None:
+    """Remove what the processes of this part counted in an old life; those of the other half may be running."""
+    for file in metrics_dir.glob("*.db"):
+        is_gateway = "_gateway-" in file.name
+        if part is Part.SERVE or is_gateway is (part is Part.GATEWAY):
+            file.unlink(missing_ok=True)
+
+
+# What runs
+
+
+class PlannedProcess(msgspec.Struct, frozen=True):
+    """A process as it is to be started: its name, the module that it runs, what it must know."""
+
+    name: str
+    module: str
+    settings: BaseModel
+
+    @property
+    def is_gateway(self) -> bool:
+        return isinstance(self.settings, GatewayProcess)
+
+
+def plan_processes(part: Part, settings: Settings, ledger_id: UUID, metrics_dir: Path) -> tuple[PlannedProcess, ...]:
+    """The processes that make a part of the server."""
+    planned: list[PlannedProcess] = []
+    if part is not Part.PIPELINE:
+        for number in range(1, settings.gateway.workers + 1):
+            gateway = GatewayProcess(
+                name=f"gateway-{number}",
+                data_dir=settings.data_dir,
+                gateway=settings.gateway,
+                metrics_dir=metrics_dir,
+                limits=settings.limits,
+                queue=settings.queue,
+                sources=settings.sources,
+            )
+            planned.append(PlannedProcess(gateway.name, "counterfoil.gateway.process", gateway))
+    if part is not Part.GATEWAY:
+        pipeline = PipelineProcess(
+            data_dir=settings.data_dir,
+            ledger_id=ledger_id,
+            metrics_dir=metrics_dir,
+            ledger=settings.ledger,
+            pipeline=settings.pipeline,
+            destinations=settings.destinations,
+        )
+        console = ConsoleProcess(
+            data_dir=settings.data_dir,
+            ledger_id=ledger_id,
+            metrics_dir=metrics_dir,
+            console=settings.console,
+            ledger=settings.ledger,
+            readyz_url=gateway_url(settings) + "/readyz" if part is Part.SERVE else None,
+            source_names=tuple(source.name for source in settings.sources),
+            destination_names=tuple(destination.name for destination in settings.destinations),
+        )
+        planned.append(PlannedProcess("pipeline", "counterfoil.pipeline.process", pipeline))
+        planned.append(PlannedProcess("console", "counterfoil.console.process", console))
+    return tuple(planned)
+
+
+class Processes:
+    """The children of this supervisor. Made on the event loop."""
+
+    def __init__(self, plan: Sequence[PlannedProcess], inherited: Sequence[int]) -> None:
+        self._children = {
+            planned.name: Child(
+                planned.name,
+                # -P: a file of the working directory must not stand in for a module.
+                (sys.executable, "-P", "-m", planned.module),
+                planned.settings.model_dump_json().encode(),
+                environment=os.environ,
+                inherited=inherited,
+                on_change=self._tell_console,
+            )
+            for planned in plan
+        }
+        gateways = {planned.name for planned in plan if planned.is_gateway}
+        self._gateways = [child for child in self._children.values() if child.name in gateways]
+        self._others = [child for child in self._children.values() if child.name not in gateways]
+
+    def start(self) -> None:
+        for child in self._children.values():
+            child.start()
+
+    async def ready(self) -> None:
+        """Return when each has done its work once; raises StartRefused when one says that it can't."""
+        for word in asyncio.as_completed([child.first_word for child in self._children.values()]):
+            said = await word
+            if isinstance(said, Refused):
+                raise StartRefused(said.message)
+
+    async def stop(self) -> None:
+        """Stop the gateway, then the rest; returns when all have ended."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + STOP_SECONDS
+        await _stop(self._gateways, GATEWAY_STOP_SECONDS)
+        await _stop(self._others, deadline - now())
+
+    def _tell_console(self) -> None:
+        console = self._children.get("console")
+        if console is not None:
+            console.tell(msgspec.json.encode([child.status for child in self._children.values()]))
+
+
+async def _stop(children: Iterable[Child], within_seconds: float) -> None:
+    children = tuple(children)
+    for child in children:
+        child.stop()
+    await asyncio.gather(*(child.ended(within_seconds) for child in children))
+
+
+async def _supervise(part: Part, settings: Settings, plan: Sequence[PlannedProcess], inherited: Sequence[int]) -> int:
+    asked_to_stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked_to_stop.set)
+    processes = Processes(plan, inherited)
+    processes.start()
+    stopping = loop.create_task(asked_to_stop.wait())
+    becoming_ready = loop.create_task(processes.ready())
+    try:
+        await asyncio.wait([stopping, becoming_ready], return_when=asyncio.FIRST_COMPLETED)
+        if becoming_ready.done():
+            becoming_ready.result()
+            say(greeting(part, settings))
+        await asked_to_stop.wait()
+        log.info("supervisor.stopping")
+    finally:
+        becoming_ready.cancel()
+        stopping.cancel()
+        await processes.stop()
+    log.info("supervisor.stopped")
+    return 0
+
+
+# What the operator reads
+
+
+def say(text: str) -> None:
+    """Print to whoever started this."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def greeting(part: Part, settings: Settings) -> str:
+    """Where it listens, where the token is, and a command to paste."""
+    lines = []
+    if part is not Part.PIPELINE:
+        lines += [f"Counterfoil takes events on {gateway_url(settings)}/api/v1", ""]
+    if part is not Part.GATEWAY:
+        lines += [f"Its state, health and metrics: {url('http', settings.console.host, settings.console.port)}", ""]
+    if part is not Part.PIPELINE and TOKEN_FILE.exists():
+        lines += [f"The token lies in ./{TOKEN_FILE}. Send a first event:", "", curl_command(settings), ""]
+    return "\n".join(lines) + "\n"
+
+
+def gateway_url(settings: Settings) -> str:
+    """Where the gateway is reached on this machine."""
+    scheme = "https" if settings.gateway.tls_cert else "http"
+    return url(scheme, settings.gateway.host, settings.gateway.port)
+
+
+def curl_command(settings: Settings) -> str:
+    """A command that sends one event with the token of TOKEN_FILE."""
+    certificate = f" --cacert {settings.gateway.tls_cert}" if settings.gateway.tls_cert else ""
+    body = f"""{{"token": "'$(cat {TOKEN_FILE})'", "event": "Hello", "distinctId": "hello-1"}}"""
+    return (
+        f"  curl -sS{certificate} {gateway_url(settings)}/api/v1/track \\\n"
+        f"    -H 'Content-Type: application/json' -d '{body}'"
+    )
+
+
+def url(scheme: str, host: str, port: int) -> str:
+    """Where to reach what listens on an address; one that means all addresses is reached on loopback."""
+    reached = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (compared, not bound)
+    return f"{scheme}://{f'[{reached}]' if ':' in reached else reached}:{port}"

@@ -194,6 +194,42 @@ def test_child_tells_why_it_refuses() -> None:
     run(scenario)
 
 
+def test_conditions_of_a_child_are_those_of_its_life_now() -> None:
+    """What a child says of its parts is known as long as it lives, and forgotten with it."""
+    failing = """
+        import os, threading
+        from counterfoil.lifeline import Lifeline
+        line = Lifeline.of_stdin()
+        line.settings()
+        line.condition("lake", "delivering")
+        line.condition("lake", "down")
+        line.ready()
+        line.watch(lambda: os._exit(0), lambda news: os._exit(1))
+        threading.Event().wait()
+    """
+
+    async def scenario() -> None:
+        changed = asyncio.Event()
+        seen: list[dict[str, str]] = []
+
+        def note() -> None:
+            seen.append(child.status.conditions)
+            changed.set()
+
+        child = make_child(failing, on_change=note)
+        child.start()
+        await until(child, lambda c: c.status.state is ChildState.READY, changed)
+        assert child.status.conditions == {"lake": "down"}
+        assert {"lake": "delivering"} in seen
+        child.tell(b"end now")
+        await until(child, lambda c: c.status.state is ChildState.STARTING, changed)
+        assert child.status.conditions == {}
+        child.stop()
+        await child.ended(WAIT_SECONDS)
+
+    run(scenario)
+
+
 def test_child_that_talks_nonsense_is_watched_all_the_same() -> None:
     """Whatever a child writes to its line, it is started again when it dies (C3)."""
     babbling = """

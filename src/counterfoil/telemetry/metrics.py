@@ -241,6 +241,8 @@ def _prepare_file(path: Path) -> None:
         try:
             for _ in MmapedDict.read_all_values_from_file(path):  # type: ignore[no-untyped-call]
                 pass
+        except FileNotFoundError:
+            raise
         except Exception as error:
             # Whatever the file holds: it is worth less than the process that would stumble over it.
             log.warning("metrics.file_begun_anew", error=type(error).__name__)

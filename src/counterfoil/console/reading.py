@@ -1,0 +1,224 @@
+"""Where the console's facts come from: the ledger and the queue, read from beside, and what the supervisor tells.
+
+Nothing here writes, and nothing waits for the pipeline: the ledger is read as another process may read it, so the page
+also answers while the pipeline is down, which is when it is wanted.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from uuid import UUID
+
+import httpx
+import msgspec
+
+from counterfoil import __version__
+from counterfoil.children import ChildState, ChildStatus
+from counterfoil.console.status import DestinationStatus, SourceStatus, Status, WriterStatus
+from counterfoil.errors import CounterfoilError, LedgerUnusable
+from counterfoil.ledger import Books, DestinationCounts, GroupNumber, Ledger, SourceCounts
+from counterfoil.ledger.settings import LedgerSettings
+from counterfoil.positions import DirectoryId, FramePosition
+from counterfoil.queue import FrameSource
+from counterfoil.telemetry.metrics import metrics_page
+
+KEEP_SECONDS = 0.25
+"""How long a state is shown before it is read anew, however many ask."""
+
+PROBE_SECONDS = 2.0
+
+CACHE_BYTES = 8 * 1024 * 1024
+"""The console reads counters and positions, no keys."""
+
+NO_BOOKS = Books(sources=(), destinations=(), damaged_frames=0, last_group=GroupNumber(0))
+
+
+class LedgerView:
+    """The books of a ledger that another process may be writing; opened when there is something to read."""
+
+    def __init__(self, path: Path, settings: LedgerSettings, ledger_id: UUID) -> None:
+        self._path = path
+        self._settings = settings.model_copy(update={"cache_bytes": CACHE_BYTES})
+        self._ledger_id = ledger_id
+        self._ledger: Ledger | None = None
+
+    def read(self) -> tuple[Books, dict[DirectoryId, FramePosition]]:
+        """The books and settle's reading positions, of one moment; raises LedgerUnusable."""
+        if self._ledger is None:
+            self._ledger = Ledger.open(self._path, self._settings, self._ledger_id, mode="read")
+        try:
+            self._ledger.catch_up()
+            return self._ledger.books(), self._ledger.reading_positions()
+        except Exception as problem:
+            # What lies there may have been put in the place of what was opened: the next reading opens it anew.
+            self.close()
+            raise LedgerUnusable(f"{self._path}: can't be read ({type(problem).__name__})") from problem
+
+    def close(self) -> None:
+        """Let go of it; harmless when it isn't open."""
+        if self._ledger is not None:
+            self._ledger.close()
+            self._ledger = None
+
+
+class Readiness:
+    """Whether a row can be taken now, as the gateway says when it is asked."""
+
+    def __init__(self, url: str | None) -> None:
+        """`url` is the gateway's /readyz; None when the gateway runs apart, and then nothing stands in the way."""
+        self._url = url
+        # It asks its own server on its own machine, by an address that no certificate names.
+        self._client = httpx.Client(verify=False, timeout=PROBE_SECONDS, trust_env=False)  # noqa: S501
+
+    def reason_against(self) -> str | None:
+        """Why no row can be taken; None when it can."""
+        if self._url is None:
+            return None
+        try:
+            status = self._client.get(self._url).status_code
+        except httpx.HTTPError:
+            return "the gateway gives no answer"
+        return None if status == httpx.codes.OK else f"the gateway answers {status}: the queue takes no rows now"
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class StateReader:
+    """Reads the state of the whole server; safe to use from several threads."""
+
+    def __init__(
+        self,
+        *,
+        ledger: LedgerView,
+        queue: FrameSource,
+        quarantine: Path,
+        readiness: Readiness,
+        source_names: Sequence[str],
+        destination_names: Sequence[str],
+        clock: Callable[[], int],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """The names are those of the settings: they are shown before their first row."""
+        self._ledger = ledger
+        self._queue = queue
+        self._quarantine = quarantine
+        self._readiness = readiness
+        self._source_names = source_names
+        self._destination_names = destination_names
+        self._clock = clock
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._processes: tuple[ChildStatus, ...] = ()
+        self._kept: tuple[float, Status] | None = None
+
+    def hear(self, news: bytes) -> None:
+        """Take what the supervisor tells of the processes."""
+        self._processes = msgspec.json.decode(news, type=tuple[ChildStatus, ...])
+
+    def not_ready(self) -> str | None:
+        """Why no row can be taken now; None when it can."""
+        return self._readiness.reason_against()
+
+    def metrics(self, directory: Path) -> bytes:
+        """What the processes counted in `directory`, and what is booked, in Prometheus's text format."""
+        with self._lock:
+            try:
+                books, _ = self._ledger.read()
+            except CounterfoilError:
+                books = None
+        starts = {process.name: process.start_count for process in self._processes}
+        quarantined = sum(1 for _ in self._quarantine.glob("*.bytes"))
+        return metrics_page(directory, books, starts, quarantined)
+
+    def close(self) -> None:
+        """Let go of everything it reads from; harmless twice."""
+        with self._lock:
+            self._ledger.close()
+            self._readiness.close()
+
+    def read(self) -> Status:
+        """The state now, or one that is at most KEEP_SECONDS old."""
+        with self._lock:
+            now = self._monotonic()
+            if self._kept is None or now - self._kept[0] > KEEP_SECONDS:
+                self._kept = (now, self._read())
+            return self._kept[1]
+
+    def _read(self) -> Status:
+        problem = None
+        try:
+            books, reading = self._ledger.read()
+        except CounterfoilError as error:
+            books, reading, problem = NO_BOOKS, {}, str(error)
+        return Status(
+            version=__version__,
+            at_ms=self._clock(),
+            not_ready=self.not_ready(),
+            last_group=books.last_group,
+            damaged_frames=books.damaged_frames,
+            processes=self._processes,
+            sources=sources_of(books, self._source_names),
+            destinations=destinations_of(books, self._destination_names, conditions_of(self._processes)),
+            writers=writers_of(self._queue, reading),
+            ledger=problem,
+        )
+
+
+def sources_of(books: Books, names: Sequence[str]) -> tuple[SourceStatus, ...]:
+    """Each source that is set or has sent something, by name."""
+    counts = {name: SourceCounts(name) for name in names} | {each.source: each for each in books.sources}
+    return tuple(
+        SourceStatus(name, each.accepted, each.new, each.duplicate, each.conflict, each.blocked, each.test)
+        for name, each in sorted(counts.items())
+    )
+
+
+def destinations_of(books: Books, names: Sequence[str], conditions: dict[str, str]) -> tuple[DestinationStatus, ...]:
+    """Each destination that is set or ever took something, by name."""
+    nothing = GroupNumber(0)
+    counts = {name: DestinationCounts(name, nothing, nothing, 0, 0, 0) for name in names} | {
+        each.destination: each for each in books.destinations
+    }
+    return tuple(
+        DestinationStatus(
+            name=name,
+            routed=each.routed,
+            delivered=each.delivered,
+            dead=each.dead,
+            pending=each.pending,
+            cursor=each.cursor,
+            state=conditions.get(name, "unknown") if name in names else "not set any more",
+        )
+        for name, each in sorted(counts.items())
+    )
+
+
+def conditions_of(processes: Sequence[ChildStatus]) -> dict[str, str]:
+    """How each destination is, as the process that delivers to it says; nothing of a process that doesn't run."""
+    return {
+        part: state
+        for process in processes
+        if process.state is ChildState.READY
+        for part, state in process.conditions.items()
+    }
+
+
+def writers_of(queue: FrameSource, reading: dict[DirectoryId, FramePosition]) -> tuple[WriterStatus, ...]:
+    """Each writer's directory, by number."""
+    return tuple(
+        WriterStatus(
+            number=number,
+            directory=directory.hex(),
+            written=_place(queue.durable_end(directory)),
+            settled=_place(reading[directory]) if directory in reading else None,
+        )
+        for directory, number in sorted(queue.directories().items(), key=lambda entry: entry[1])
+    )
+
+
+def _place(position: FramePosition) -> str:
+    return f"{position.segment}@{position.offset}"

@@ -1,0 +1,61 @@
+"""What the console shows, as facts; counts and positions alone, nothing of a row (promise P6)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from counterfoil.children import ChildStatus
+
+
+class SourceStatus(msgspec.Struct, frozen=True):
+    """What became of the rows of a source: accepted = new + duplicate + conflict + blocked + test."""
+
+    name: str
+    accepted: int
+    new: int
+    duplicate: int
+    conflict: int
+    blocked: int
+    test: int
+
+
+class DestinationStatus(msgspec.Struct, frozen=True):
+    """How far a destination is: routed = delivered + dead + pending."""
+
+    name: str
+    routed: int
+    delivered: int
+    dead: int
+    pending: int
+    cursor: int
+    """The last group that is delivered; 0 is none."""
+    state: str
+    """`delivering`, `down`, `refused`, or `unknown` while the pipeline doesn't run."""
+
+
+class WriterStatus(msgspec.Struct, frozen=True):
+    """How far a writer's directory is written, and how far settled."""
+
+    number: int
+    directory: str
+    written: str
+    """The place up to which everything is durable, as `segment@offset`."""
+    settled: str | None
+    """The place at which settle reads next; None before it has read anything."""
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The state of the whole server at one time."""
+
+    version: str
+    at_ms: int
+    not_ready: str | None
+    """Why no row can be taken now; None when it can."""
+    last_group: int
+    damaged_frames: int
+    processes: tuple[ChildStatus, ...]
+    sources: tuple[SourceStatus, ...]
+    destinations: tuple[DestinationStatus, ...]
+    writers: tuple[WriterStatus, ...]
+    ledger: str | None = None
+    """Why the counts are missing; None when they are there."""
