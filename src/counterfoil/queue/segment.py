@@ -110,7 +110,7 @@ class SegmentFile:
         position = FramePosition(self.directory, self.number, offset)
         length = frame_length(self.read(offset, FRAME_PREFIX_BYTES))
         if offset + length > limit:
-            raise FrameDamaged("reaches past what was flushed")
+            raise FrameDamaged("reaches past its segment's end")
         return parse_frame(self.read(offset, length), 0, position)
 
     def frames_from(self, offset: int, limit: int, bytes_max: int) -> tuple[list[Frame], int]:

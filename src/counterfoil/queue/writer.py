@@ -47,6 +47,8 @@ FLUSH_BYTES = 8 * 1024 * 1024
 """Bytes of frames after which a flush is closed: it bounds the copy that is written, and how long the first waits."""
 LOOK_SECONDS = 1.0
 """How often the disk is looked at while nothing is written."""
+LOOK_SECONDS_MIN = 0.05
+"""How often at most while something is, or while the queue refuses."""
 RETRY_SECONDS_MIN = 0.05
 RETRY_SECONDS_MAX = 5.0
 
@@ -94,7 +96,10 @@ class SegmentWriter:
         self._disk: QueueRefused | None = None
         self._broken: QueueRefused | None = None
         self._retry_at = 0.0
+        self._looked_at = 0.0
         self._retry_seconds = 0.0
+        self._is_stopping = False
+        self._at_hand: list[Entry] = []
         self._thread = threading.Thread(target=self._run, name="queue-flush", daemon=True)
 
     @classmethod
@@ -136,7 +141,7 @@ class SegmentWriter:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of frames that are not durable yet."""
+        """Bytes of frames that are not durable yet, without their headers."""
         return self._waiting_bytes
 
     def append(self, drafts: Sequence[FrameDraft]) -> list[Future]:
@@ -145,15 +150,17 @@ class SegmentWriter:
         if loop is None:
             loop = self._loop = asyncio.get_running_loop()
         futures = [loop.create_future() for _ in drafts]
-        size = sum(map(sealed_bytes, drafts))
-        refusal = self._refusal(size)
+        body_bytes = 0
+        for draft in drafts:
+            body_bytes += len(draft.body)
+        refusal = self._refusal(body_bytes)
         if refusal is not None:
             _fail(futures, refusal)
             return futures
         if not self._turn:
             loop.call_soon(self._hand_over)
         self._turn += zip(drafts, futures, strict=True)
-        self._waiting_bytes += size
+        self._waiting_bytes += body_bytes
         return futures
 
     def refusal(self) -> QueueRefused | None:
@@ -173,13 +180,13 @@ class SegmentWriter:
 
     # On the event loop's thread.
 
-    def _refusal(self, size: int) -> QueueRefused | None:
+    def _refusal(self, body_bytes: int) -> QueueRefused | None:
         if self._is_closed:
             return QueueRefused("the queue is closed")
         refusal = self._broken or self._disk
         if refusal is not None:
             return refusal
-        if self._waiting_bytes and self._waiting_bytes + size > self._settings.waiting_bytes_max:
+        if self._waiting_bytes and self._waiting_bytes + body_bytes > self._settings.waiting_bytes_max:
             return QueueRefused("too many bytes wait for the disk")
         return None
 
@@ -188,17 +195,17 @@ class SegmentWriter:
             self._handed.put(self._turn)
             self._turn = []
 
-    def _release(
-        self, bite: list[Entry], positions: list[FramePosition] | None, error: CounterfoilError | None
-    ) -> None:
-        for index, (draft, future) in enumerate(bite):
-            self._waiting_bytes -= sealed_bytes(draft)
-            if future.done():
-                continue
-            if positions is not None:
-                future.set_result(positions[index])
-            elif error is not None:
-                future.set_exception(type(error)(str(error)))
+    def _release(self, bite: list[Entry], positions: list[FramePosition]) -> None:
+        freed_bytes = 0
+        for (draft, future), position in zip(bite, positions, strict=True):
+            freed_bytes += len(draft.body)
+            if not future.done():  # Cancelled: the request went away.
+                future.set_result(position)
+        self._waiting_bytes -= freed_bytes
+
+    def _release_failed(self, bite: list[Entry], error: CounterfoilError) -> None:
+        self._waiting_bytes -= sum(len(draft.body) for draft, _ in bite)
+        _fail([future for _, future in bite if not future.done()], error)
 
     def _has_stopped(self) -> None:
         if self._stopped is not None and not self._stopped.done():
@@ -207,63 +214,79 @@ class SegmentWriter:
     # On the flush thread.
 
     def _run(self) -> None:
-        is_stopping = False
-        while not is_stopping:
-            entries, is_stopping = self._take()
-            for bite in _bites(entries):
-                self._flush(bite)
-            del entries
-            if self._broken is not None and time.monotonic() >= self._retry_at:
-                self._begin_anew(self._broken)
-            self._look_at_disk()
+        try:
+            self._serve()
+        except Exception as cause:  # The edge of the thread: without it every request would wait for ever.
+            log.error("queue.flush_thread_ended", writer=self.number, cause=_cause(cause))
+            self._refuse_for_good(QueueRefused(f"the flush thread ended ({_cause(cause)})"))
         self._tail.close()
         self._directory.release()
         self._call_loop(self._has_stopped)
 
-    def _take(self) -> tuple[list[Entry], bool]:
-        """Everything that was handed over, and whether it was the last; empty after a while without any."""
-        wait = RETRY_SECONDS_MIN if self._broken is not None else LOOK_SECONDS
+    def _serve(self) -> None:
+        while not self._is_stopping:
+            self._at_hand = self._take()
+            for bite in _bites(self._at_hand):
+                self._flush(bite)
+            self._at_hand = []
+            now = time.monotonic()
+            if self._broken is not None and now >= self._retry_at:
+                self._begin_anew(self._broken)
+            if now - self._looked_at >= LOOK_SECONDS_MIN:
+                self._look_at_disk()
+
+    def _refuse_for_good(self, refusal: QueueRefused) -> None:
+        self._broken = refusal
+        self._call_loop(self._release_failed, self._at_hand, FlushFailed(str(refusal)))
+        while not self._is_stopping:
+            self._call_loop(self._release_failed, self._take(), refusal)
+
+    def _take(self) -> list[Entry]:
+        """Everything that was handed over; empty after a while without any."""
+        is_refusing = self._broken is not None or self._disk is not None
         entries: list[Entry] = []
         try:
-            handed = self._handed.get(timeout=wait)
+            handed = self._handed.get(timeout=LOOK_SECONDS_MIN if is_refusing else LOOK_SECONDS)
             while handed is not None:
                 entries += handed
                 handed = self._handed.get_nowait()
+            self._is_stopping = True
         except queue.Empty:
-            return entries, False
-        return entries, True
+            pass
+        return entries
 
     def _flush(self, bite: list[Entry]) -> None:
-        drafts = [draft for draft, _ in bite]
         if self._tail.is_open and self._tail.flushed >= self._settings.segment_bytes:
             self._begin_anew(None)
         refusal = self._broken
         if refusal is not None:
-            self._call_loop(self._release, bite, None, refusal)
+            self._call_loop(self._release_failed, bite, refusal)
             return
         began = time.perf_counter()
         before = self._tail.flushed
-        positions: list[FramePosition] | None = None
-        error: CounterfoilError | None = None
+        error: FlushFailed | None = None
         try:
-            positions = self._tail.write(drafts)
+            positions = self._tail.write([draft for draft, _ in bite])
         except Exception as cause:  # The edge of the thread: whatever failed, these frames are not durable.
             error = FlushFailed(f"the flush failed ({_cause(cause)})")
             log.error("queue.flush_failed", writer=self.number, segment=self._tail.number, cause=_cause(cause))
-        seconds = time.perf_counter() - began
-        self._call_loop(self._release, bite, positions, error)
-        self._after_flush(error)
-        self._observe(
-            FlushFacts(
-                frame_count=len(bite),
-                row_count=sum(draft.row_count for draft in drafts),
-                flushed_bytes=self._tail.flushed - before if error is None else 0,
-                seconds=seconds,
-                is_failed=error is not None,
-            )
+            self._call_loop(self._release_failed, bite, error)
+        else:
+            self._call_loop(self._release, bite, positions)
+        facts = FlushFacts(
+            frame_count=len(bite),
+            row_count=sum(draft.row_count for draft, _ in bite),
+            flushed_bytes=self._tail.flushed - before if error is None else 0,
+            seconds=time.perf_counter() - began,
+            is_failed=error is not None,
         )
+        self._after_flush(error)
+        try:
+            self._observe(facts)
+        except Exception as cause:  # Nothing that matters hangs on telemetry.
+            log.error("queue.observer_failed", cause=_cause(cause))
 
-    def _after_flush(self, error: CounterfoilError | None) -> None:
+    def _after_flush(self, error: FlushFailed | None) -> None:
         if error is None:
             self._retry_seconds = 0.0
         elif self._retry_seconds == 0.0:
@@ -289,6 +312,7 @@ class SegmentWriter:
         self._retry_seconds = min(max(2 * self._retry_seconds, RETRY_SECONDS_MIN), RETRY_SECONDS_MAX)
 
     def _look_at_disk(self) -> None:
+        self._looked_at = time.monotonic()
         try:
             free = self._files.free_bytes(self._directory.path)
             total = self._files.disk_bytes(self._directory.path)
