@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 from counterfoil.files import RealFiles
@@ -22,36 +23,44 @@ OPERATIONS = (
     "free_bytes",
     "disk_bytes",
 )
-ANY = "any"
+ANY = OPERATIONS
 
 
 class FaultyFiles(RealFiles):
     """`RealFiles` whose operation `fail` fails from its `at`-th call on, `times` times; nothing fails unless told.
 
-    `fail` may be ANY: every operation counts and fails. An append that fails has written a part of its bytes, as a
-    disk that gets full does. `times` None: for good, or until `heal`; so `fail=ANY, at=n` is a process that dies at
-    its n-th operation.
+    `fail` may be several operations, whose calls are counted together; ANY is all of them. An append that fails has
+    written a part of its bytes, as a disk that gets full does. `times` None: for good, or until `heal`; so
+    `fail=ANY, at=n, times=None` is a process that dies at its n-th operation.
     """
 
     def __init__(
-        self, fail: str | None = None, at: int = 1, times: int | None = 1, code: int = errno.EIO, torn_bytes: int = 7
+        self,
+        fail: str | Collection[str] = (),
+        at: int = 1,
+        times: int | None = 1,
+        code: int = errno.EIO,
+        torn_bytes: int = 7,
     ) -> None:
-        assert fail is None or fail == ANY or fail in OPERATIONS
         self.calls: Counter[str] = Counter()
         self._torn_bytes = torn_bytes
         self.break_down(fail, at, times, code)
 
-    def break_down(self, fail: str | None, at: int = 1, times: int | None = 1, code: int = errno.EIO) -> None:
+    def break_down(
+        self, fail: str | Collection[str], at: int = 1, times: int | None = 1, code: int = errno.EIO
+    ) -> None:
         """From now on `fail` fails, counting from its next call."""
-        counted = 0 if fail is None else self.calls[fail]
-        self._fail = fail
+        operations = frozenset([fail] if isinstance(fail, str) else fail)
+        assert operations <= set(OPERATIONS)
+        self._fail = operations
+        counted = self._counted()
         self._first = counted + at
         self._last = None if times is None else counted + at + times - 1
         self._code = code
 
     def heal(self) -> None:
         """Nothing fails any more."""
-        self.break_down(None)
+        self.break_down(())
 
     def create(self, path: Path) -> int:
         self._count("create", path)
@@ -104,9 +113,11 @@ class FaultyFiles(RealFiles):
 
     def _count(self, operation: str, path: Path | None) -> None:
         self.calls[operation] += 1
-        self.calls[ANY] += 1
-        if self._fail not in (operation, ANY):
+        if operation not in self._fail:
             return
-        count = self.calls[self._fail]
+        count = self._counted()
         if count >= self._first and (self._last is None or count <= self._last):
             raise OSError(self._code, os.strerror(self._code), None if path is None else str(path))
+
+    def _counted(self) -> int:
+        return sum(self.calls[operation] for operation in self._fail)
