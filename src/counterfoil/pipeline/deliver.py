@@ -1,0 +1,400 @@
+"""Deliver: hands the new rows of settled groups to one destination, at its own pace.
+
+One thread a destination, so that one that fails delays itself alone. Round and round:
+
+    1. Groups after the cursor are gathered, with the rows that are for this destination, until there are enough rows
+       or bytes or the first row has waited long enough. Nothing else is in memory, whatever the backlog.
+    2. The destination takes it as one delivery.
+    3. Only then the ledger's copy of the cursor moves, with what became of the rows.
+
+Whatever dies between 2 and 3: the destination's own cursor is the truth (design, section 4). When it is opened it says
+what it holds; what the ledger missed is recorded, and a destination that holds less than the ledger knows, or more
+than was ever settled, is another one than it was, and is left alone until somebody acts.
+
+After a failure what was gathered is let go, the destination is closed, and after a pause opened anew: nothing is held
+in memory through an outage, and what really happened is asked, not remembered.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Protocol
+
+import msgspec
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from counterfoil.contract.facts import Verdict
+from counterfoil.destinations.interface import DeliveredRow, Delivery, Destination, Receipt, RefusedRow
+from counterfoil.destinations.rows import delivered_rows
+from counterfoil.destinations.settings import DeliverySettings
+from counterfoil.errors import DestinationDown, DestinationRefused, FrameDamaged
+from counterfoil.failpoints import reach
+from counterfoil.ledger import DeadRow, Group, Ledger, Seq, seq_of
+from counterfoil.pipeline.routes import set_columns
+from counterfoil.queue import FrameSource
+from counterfoil.queue.frame import Frame
+
+DAMAGED = "damaged"
+"""Why a row is dead whose frame can't be read any more."""
+
+GROUPS_AT_ONCE = 16
+EMPTY_GROUPS_MAX = 1000
+EMPTY_SECONDS = 30.0
+"""Groups that hold nothing for a destination move its cursor when they are so many, or after this time."""
+
+IDLE_SECONDS = 1.0
+"""How often groups are looked for when nobody wakes us."""
+
+TEND_STEPS = 2
+"""Steps of upkeep after each delivery, while others wait: enough to keep up, short enough not to be felt."""
+
+BACKOFF_SECONDS_MIN = 0.2
+BACKOFF_SECONDS_MAX = 60.0
+REFUSED_SECONDS = 60.0
+
+log = structlog.get_logger()
+
+
+class DeliveryStatus(StrEnum):
+    """How it goes with a destination."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    DOWN = "down"
+    """It can't be reached or is busy, and is tried again."""
+    REFUSED = "refused"
+    """Somebody must act; it is tried again at leisure."""
+    STOPPED = "stopped"
+
+
+class DeliveryState(msgspec.Struct, frozen=True):
+    """How it goes with a destination, for whoever shows it."""
+
+    status: DeliveryStatus
+    reason: str = ""
+    """Of being down or refused, in our own words."""
+    since_ms: int = 0
+    failure_count: int = 0
+    """Failures since the last delivery."""
+
+
+class DeliveryObserver(Protocol):
+    """Who counts deliveries."""
+
+    def committed(self, destination: str, seconds: float) -> None:
+        """A destination took a delivery."""
+        ...
+
+    def not_committed(self, destination: str, *, is_refused: bool) -> None:
+        """A destination was down, or refused."""
+        ...
+
+
+class Deliverer:
+    """Delivers to one destination; `run` is its thread's work, everything else may be called from any thread."""
+
+    def __init__(
+        self,
+        destination: Destination,
+        ledger: Ledger,
+        source: FrameSource,
+        settings: DeliverySettings,
+        *,
+        clock_ms: Callable[[], int],
+        monotonic: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+        observer: DeliveryObserver | None = None,
+    ) -> None:
+        self.name = destination.name
+        self.state = DeliveryState(DeliveryStatus.STARTING, since_ms=clock_ms())
+        self._destination = destination
+        self._ledger = ledger
+        self._source = source
+        self._settings = settings
+        self._clock_ms = clock_ms
+        self._monotonic = monotonic
+        self._jitter = jitter
+        self._observer = observer
+        self._woken = threading.Event()
+        self._failure_count = 0
+        self._gathered = _Gathered()
+
+    def wake(self) -> None:
+        """Say that there is a new group, or that `run` is to stop."""
+        self._woken.set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Deliver until `stop` is set and `wake` called; a delivery that is under way is finished.
+
+        Raises LedgerWriteFailed and LedgerUnusable; of what the destination can cause, nothing.
+        """
+        self._ledger.register_destination(self.name)
+        while not stop.is_set():
+            try:
+                self.open()
+                while not self._is_stopped(stop):
+                    self.step()
+            except (DestinationDown, DestinationRefused) as error:
+                self._pause(error, stop)
+            finally:
+                self._destination.close()
+        self._show(DeliveryStatus.STOPPED)
+
+    def _is_stopped(self, stop: threading.Event) -> bool:
+        # Cleared before anything is looked at: what happens after that is seen, or ends the next wait at once.
+        self._woken.clear()
+        return stop.is_set()
+
+    def open(self) -> None:
+        """Open the destination and bring the ledger's copy of its cursor up to it.
+
+        Raises DestinationDown, or DestinationRefused also when its cursor is none of this ledger's making.
+        """
+        self._gathered = _Gathered()
+        receipt = self._destination.open()
+        if self._destination.keeps_cursor:
+            self._reconcile(receipt)
+        self._gathered.last_group = self._ledger.cursor(self.name)
+        self._show(DeliveryStatus.RUNNING)
+
+    def step(self) -> None:
+        """Gather, deliver when it is time, tend, or wait for what comes first. Raises as `Destination.deliver` does."""
+        is_full, is_all = self._gather()
+        now = self._monotonic()
+        if is_full or self._gathered.is_due(now, self._settings.batch_seconds):
+            self._deliver()
+            for _ in range(TEND_STEPS):
+                if not self._destination.tend():
+                    break
+        elif is_all and not self._destination.tend():
+            self._woken.wait(self._gathered.seconds_left(now, self._settings.batch_seconds))
+
+    # Gathering
+
+    def _gather(self) -> tuple[bool, bool]:
+        """Gather up to GROUPS_AT_ONCE more groups: whether there is no more room, and whether these were all."""
+        gathered, settings = self._gathered, self._settings
+        groups = self._ledger.groups(gathered.last_group, GROUPS_AT_ONCE)
+        for group in groups:
+            row_count = group.routed_to(self.name)
+            frame_bytes = sum(frame.frame_bytes for frame in group.frames) if row_count else 0
+            if gathered.first_group and (
+                len(gathered.rows) + row_count > settings.batch_rows
+                or gathered.frame_bytes + frame_bytes > settings.batch_bytes
+                or gathered.group_count >= EMPTY_GROUPS_MAX
+            ):
+                return True, False
+            rows, dead = self._rows_of(group) if row_count else ([], [])
+            gathered.add(group.number, rows, dead, frame_bytes, self._monotonic())
+        is_full = len(gathered.rows) >= settings.batch_rows or gathered.frame_bytes >= settings.batch_bytes
+        return is_full, len(groups) < GROUPS_AT_ONCE
+
+    def _rows_of(self, group: Group) -> tuple[list[DeliveredRow], list[RefusedRow]]:
+        """The rows of a group that are for this destination, and those of them that are beyond reading."""
+        rows: list[DeliveredRow] = []
+        dead: list[RefusedRow] = []
+        damaged: list[int] = []
+        verdicts = np.frombuffer(group.verdicts, np.uint8)
+        for part, place in group.parts():
+            is_new = verdicts[place : place + part.row_count] == Verdict.NEW
+            if not is_new.any():
+                continue
+            first_seq = seq_of(group.number, place)
+            try:
+                frame = self._source.fetch(part.position)
+            except FrameDamaged as error:
+                log.error(
+                    "deliver.frame_damaged", destination=self.name, position=str(part.position), reason=str(error)
+                )
+                damaged += (np.flatnonzero(is_new) + first_seq).tolist()
+                continue
+            taken, unreadable = delivered_rows(frame, self._indexes(frame, is_new), first_seq)
+            rows += taken
+            dead += unreadable
+        # Which rows of a damaged frame were meant for whom can't be read any more; how many, the group says.
+        missing = group.routed_to(self.name) - len(rows) - len(dead)
+        dead += [RefusedRow(seq, DAMAGED) for seq in damaged[:missing]]
+        return rows, dead
+
+    def _indexes(self, frame: Frame, is_new: NDArray[np.bool_]) -> list[int]:
+        if frame.facts.destination_sets:
+            is_new = is_new & set_columns([frame.facts]).are_for(self.name)
+        return np.flatnonzero(is_new).tolist()
+
+    # Delivering
+
+    def _deliver(self) -> None:
+        gathered, self._gathered = self._gathered, _Gathered()
+        reach("deliver.before")
+        began = self._monotonic()
+        receipt = self._destination.deliver(Delivery(gathered.first_group, gathered.last_group, gathered.rows))
+        took_seconds = self._monotonic() - began
+        reach("deliver.before_cursor")
+        self._record(gathered.first_group, receipt, [*gathered.dead, *receipt.dead])
+        reach("deliver.after_cursor")
+        self._gathered.last_group = receipt.last_group
+        self._failure_count = 0
+        if self._observer is not None:
+            self._observer.committed(self.name, took_seconds)
+        log.debug(
+            "deliver.committed", destination=self.name, commit=receipt.commit, last_group=receipt.last_group,
+            row_count=receipt.row_count, dead_count=len(gathered.dead) + len(receipt.dead), seconds=took_seconds,
+        )  # fmt: skip
+
+    def _record(self, first_group: int, receipt: Receipt, dead: Sequence[RefusedRow]) -> None:
+        self._ledger.record_delivery(
+            self.name,
+            first_group=first_group,
+            last_group=receipt.last_group,
+            delivered_rows=receipt.row_count,
+            dead=[DeadRow(Seq(row.seq), row.reason) for row in dead],
+            commit=receipt.commit,
+            at_ms=self._clock_ms(),
+        )
+
+    # After a crash
+
+    def _reconcile(self, receipt: Receipt | None) -> None:
+        copy = self._ledger.cursor(self.name)
+        match compare_cursors(
+            held=receipt.last_group if receipt else None,
+            copy=copy,
+            start=self._start_group(),
+            last_settled=self._ledger.last_group(),
+        ):
+            case CursorCheck.BEHIND:
+                held = receipt.last_group if receipt else 0
+                raise DestinationRefused(
+                    f"{self.name}: it holds group {held} and before, but group {copy} was delivered: something else or "
+                    "older stands there: bring back what was there, or begin anew under another name"
+                )
+            case CursorCheck.UNKNOWN:
+                assert receipt is not None
+                raise DestinationRefused(
+                    f"{self.name}: it holds group {receipt.last_group}, but {self._ledger.last_group()} is the last "
+                    "that was settled: the data directory is older than it: bring back the newer one"
+                )
+            case CursorCheck.AHEAD:
+                assert receipt is not None
+                self._catch_up(copy + 1, receipt)
+
+    def _start_group(self) -> int:
+        return next(each.start_group for each in self._ledger.books().destinations if each.destination == self.name)
+
+    def _catch_up(self, first_group: int, receipt: Receipt) -> None:
+        """Record what the destination holds and the ledger does not know: a crash came between commit and cursor."""
+        routed = 0
+        dead = list(receipt.dead)
+        number = first_group - 1
+        while number < receipt.last_group:
+            for group in self._ledger.groups(number, min(GROUPS_AT_ONCE, receipt.last_group - number)):
+                number = group.number
+                if row_count := group.routed_to(self.name):
+                    routed += row_count
+                    dead += self._rows_of(group)[1]
+        # A frame may have been damaged since: its rows were delivered all the same.
+        dead_count = routed - receipt.row_count if receipt.first_group == first_group else len(dead)
+        dead = dead[:dead_count]
+        whole = msgspec.structs.replace(receipt, row_count=routed - len(dead))
+        self._record(first_group, whole, dead)
+        log.info("deliver.caught_up", destination=self.name, last_group=receipt.last_group, row_count=whole.row_count)
+
+    # Failing
+
+    def _pause(self, error: DestinationDown | DestinationRefused, stop: threading.Event) -> None:
+        self._failure_count += 1
+        is_refused = isinstance(error, DestinationRefused)
+        if isinstance(error, DestinationDown):
+            seconds = backoff_seconds(self._failure_count, self._jitter(), error.retry_after_s)
+        else:
+            seconds = REFUSED_SECONDS
+        self._show(DeliveryStatus.REFUSED if is_refused else DeliveryStatus.DOWN, str(error))
+        if self._observer is not None:
+            self._observer.not_committed(self.name, is_refused=is_refused)
+        tell = log.error if is_refused else log.warning
+        tell(
+            "deliver.refused" if is_refused else "deliver.down",
+            destination=self.name, reason=str(error), failure_count=self._failure_count, wait_seconds=seconds,
+        )  # fmt: skip
+        stop.wait(seconds)
+
+    def _show(self, status: DeliveryStatus, reason: str = "") -> None:
+        self.state = DeliveryState(status, reason, self._clock_ms(), self._failure_count)
+
+
+class _Gathered:
+    """What is gathered for the next delivery; `last_group` also says where to gather on."""
+
+    def __init__(self) -> None:
+        self.first_group = 0
+        self.last_group = 0
+        self.group_count = 0
+        self.rows: list[DeliveredRow] = []
+        self.dead: list[RefusedRow] = []
+        self.frame_bytes = 0
+        self._began = 0.0
+        self._first_row_at: float | None = None
+
+    def add(self, group: int, rows: list[DeliveredRow], dead: list[RefusedRow], frame_bytes: int, now: float) -> None:
+        """Take a group."""
+        if not self.first_group:
+            self.first_group, self._began = group, now
+        if self._first_row_at is None and (rows or dead):
+            self._first_row_at = now
+        self.last_group = group
+        self.group_count += 1
+        self.rows += rows
+        self.dead += dead
+        self.frame_bytes += frame_bytes
+
+    def is_due(self, now: float, batch_seconds: float) -> bool:
+        """Whether it has waited long enough."""
+        return self.first_group > 0 and now >= self._due_at(batch_seconds)
+
+    def seconds_left(self, now: float, batch_seconds: float) -> float:
+        """Seconds until it is due, or until groups are looked for again."""
+        if not self.first_group:
+            return IDLE_SECONDS
+        return min(max(self._due_at(batch_seconds) - now, 0.0), IDLE_SECONDS)
+
+    def _due_at(self, batch_seconds: float) -> float:
+        return self._began + EMPTY_SECONDS if self._first_row_at is None else self._first_row_at + batch_seconds
+
+
+class CursorCheck(StrEnum):
+    """How a destination's own cursor stands to the ledger's copy."""
+
+    SAME = "same"
+    AHEAD = "ahead"
+    """A crash came between the commit and its record."""
+    BEHIND = "behind"
+    """It held more once."""
+    UNKNOWN = "unknown"
+    """It holds groups that this ledger never settled."""
+
+
+def compare_cursors(held: int | None, copy: int, start: int, last_settled: int) -> CursorCheck:
+    """How the cursor `held` stands to the ledger's copy, which began at `start` before anything was delivered."""
+    if held is not None and held > last_settled:
+        return CursorCheck.UNKNOWN
+    if held is not None and held > copy:
+        return CursorCheck.AHEAD
+    if (held is None or held < copy) and copy != start:
+        return CursorCheck.BEHIND
+    return CursorCheck.SAME
+
+
+def backoff_seconds(failure_count: int, jitter: float, retry_after_s: float | None = None) -> float:
+    """How long to wait after so many failures in a row: doubling, and at random between half and whole of it.
+
+    `jitter` lies between 0 and 1. What a destination asks for is waited, and not less.
+    """
+    doubled = BACKOFF_SECONDS_MIN * 2.0 ** min(failure_count - 1, 30)
+    seconds = min(BACKOFF_SECONDS_MAX, doubled) * (0.5 + jitter / 2)
+    return seconds if retry_after_s is None else max(retry_after_s, seconds)

@@ -1,0 +1,68 @@
+"""A destination in memory, for tests that need to say when it fails; it passes the suite of the real ones."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from counterfoil.destinations.interface import DeliveredRow, Delivery, HeldRows, Receipt
+
+
+class Shelf:
+    """What outlives a life of the destination."""
+
+    def __init__(self) -> None:
+        self.rows: list[DeliveredRow] = []
+        self.receipts: list[Receipt] = []
+
+
+class MemoryDestination:
+    """Takes rows onto a shelf; `before` and `after` its commit a test may raise what it likes."""
+
+    keeps_cursor = True
+
+    def __init__(self, name: str = "shelf", shelf: Shelf | None = None) -> None:
+        self.name = name
+        self.shelf = shelf or Shelf()
+        self.deliveries: list[Delivery] = []
+        self.opened = self.closed = 0
+        self.before: Callable[[Delivery], None] = lambda _: None
+        self.after: Callable[[Delivery], None] = lambda _: None
+        self.tending = 0
+
+    def open(self) -> Receipt | None:
+        self.opened += 1
+        return self.shelf.receipts[-1] if self.shelf.receipts else None
+
+    def deliver(self, delivery: Delivery) -> Receipt:
+        self.before(delivery)
+        self.deliveries.append(delivery)
+        receipt = Receipt(
+            delivery.first_group, delivery.last_group, len(delivery.rows), str(len(self.shelf.receipts) + 1)
+        )
+        self.shelf.rows += delivery.rows
+        self.shelf.receipts.append(receipt)
+        self.after(delivery)
+        return receipt
+
+    def tend(self) -> bool:
+        self.tending = max(0, self.tending - 1)
+        return self.tending > 0
+
+    def close(self) -> None:
+        self.closed += 1
+
+    def check(self) -> list[str]:
+        return []
+
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(row.source for row in self.shelf.rows))
+
+    def held(self, first_seq: int = 0, last_seq: int | None = None) -> Iterator[HeldRows]:
+        for row in self.shelf.rows:
+            if row.seq >= first_seq and (last_seq is None or row.seq <= last_seq):
+                yield HeldRows(row.source, [row.seq], [row.distinct_id])
+
+    def ids(self) -> list[str]:
+        """The distinctId of each row on the shelf, in the order of delivery."""
+        return [row.distinct_id for row in self.shelf.rows]
