@@ -14,6 +14,7 @@ import httpx
 
 from counterfoil.contract.limits import Limits
 from counterfoil.files import Files, RealFiles
+from counterfoil.gateway.counts import GatewayObserver
 from counterfoil.gateway.settings import GatewaySettings
 from counterfoil.gateway.worker import run_worker, wall_clock_ms
 from counterfoil.queue import FrameSink
@@ -60,6 +61,7 @@ class RunningGateway:
         files: Files | None = None,
         sink: Sink = lambda sink: sink,
         clock_ms: Callable[[], int] = wall_clock_ms,
+        observer: GatewayObserver | None = None,
         **settings: Any,
     ) -> None:
         self.directory = directory
@@ -71,6 +73,7 @@ class RunningGateway:
         self._files = files or RealFiles()
         self._sink = sink
         self._clock_ms = clock_ms
+        self._observer = observer
         self._is_listening = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -160,6 +163,7 @@ class RunningGateway:
                 stop=self._stop,
                 on_listening=self._is_listening.set,
                 clock_ms=self._clock_ms,
+                observer=self._observer,
             )
         finally:
             await writer.close()

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -44,8 +45,11 @@ COUNTS_SECONDS = 1.0
 
 ARRIVAL_SECONDS = 3.0
 """How long a stopping worker waits for the rest of requests."""
+QUIET_SECONDS = 1.0
+"""How long nothing must be in flight before it leaves connections that say nothing."""
 LEAVE_SECONDS = 6.0
 """How long it waits in all, which leaves the rest of a server's 10 seconds to others."""
+_LOOK_SECONDS = 0.05
 
 # Files, sockets and pipes of the process besides its connections.
 _OTHER_DESCRIPTORS = 256
@@ -74,17 +78,18 @@ async def run_worker(
 
     Raises StartRefused when the port can't be had, SettingsInvalid when the certificate can't be used.
     """
+    address = probe_port(settings.host, settings.port)
     application = Application(settings, limits, queue, sources, sink, clock_ms=clock_ms, ids=ids or Uuid7())
     target = _Target(application, on_listening)
-    server = _server(settings, limits, target, take_descriptors(settings.connections_max))
-    serving = asyncio.create_task(_serve(server, settings), name="granian")
+    server = _server(settings, limits, target, address, take_descriptors(settings.connections_max))
+    serving = asyncio.create_task(server.serve(), name="granian")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     counting = asyncio.create_task(_hand_over_counts(application, observer), name="counts")
     try:
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
-            serving.result()
-            raise StartRefused("the HTTP server ended by itself")
+            # Its own words may hold a trace of its inside.
+            raise StartRefused(f"the HTTP server ended by itself on port {settings.port}")
         await _leave(server, serving, application)
     finally:
         for task in (counting, stopping, serving):
@@ -93,6 +98,22 @@ async def run_worker(
         application.close()
         if observer is not None:
             application.counts.hand_to(observer)
+
+
+def probe_port(host: str, port: int) -> str:
+    """The address that a host's name stands for. Raises StartRefused when the port can't be had there.
+
+    Other workers' sockets don't matter: they share the port.
+    """
+    try:
+        family, kind, _, _, found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(found)
+    except OSError as error:  # socket.gaierror is one.
+        raise StartRefused(f"port {port} of {host} can't be had: {error.strerror}") from None
+    return str(found[0])
 
 
 def take_descriptors(connections_max: int) -> int:
@@ -126,11 +147,11 @@ class _Target:
         await self._application.__rsgi__(scope, exchange)
 
 
-def _server(settings: GatewaySettings, limits: Limits, target: _Target, connections_max: int) -> Server:
+def _server(settings: GatewaySettings, limits: Limits, target: _Target, address: str, connections_max: int) -> Server:
     try:
         return Server(
             target,
-            address=settings.host,
+            address=address,
             port=settings.port,
             interface=Interfaces.RSGI,
             http=HTTPModes.auto,
@@ -168,22 +189,22 @@ def _readable(path: Path | None, key: str) -> Path | None:
     return path
 
 
-async def _serve(server: Server, settings: GatewaySettings) -> None:
-    try:
-        await server.serve()
-    except OSError as error:
-        raise StartRefused(f"port {settings.port} of {settings.host} can't be had: {error.strerror or error}") from None
-
-
 async def _leave(server: Server, serving: asyncio.Task[None], application: Application) -> None:
-    """Answer what is in flight; in time, whoever keeps a connection open."""
+    """Answer what is in flight; then go, whoever keeps a connection open."""
     began = time.monotonic()
     application.begin_stop()
     log.info("gateway.stopping", in_flight=application.in_flight)
     server.stop()  # type: ignore[no-untyped-call]
-    await asyncio.wait((serving,), timeout=ARRIVAL_SECONDS)
-    application.cut_off()
-    await asyncio.wait((serving,), timeout=LEAVE_SECONDS - ARRIVAL_SECONDS)
+    quiet_since = began
+    while not serving.done():
+        await asyncio.wait((serving,), timeout=_LOOK_SECONDS)
+        now = time.monotonic()
+        if application.in_flight:
+            quiet_since = now
+        if now - quiet_since > QUIET_SECONDS or now - began > LEAVE_SECONDS:
+            break
+        if now - began > ARRIVAL_SECONDS:
+            application.cut_off()
     log.info("gateway.stopped", seconds=time.monotonic() - began, left_behind=application.in_flight)
 
 
