@@ -48,16 +48,14 @@ def test_one_source_is_all_that_must_be_set() -> None:
 
 
 def test_the_table_lies_in_the_data_directory_unless_it_has_a_path() -> None:
-    """A destination without a path follows data_dir; one with a path is found from the file, a URL stays as it is."""
+    """A destination without a path follows data_dir; one with a path is found from the file."""
     text = 'data_dir = "/srv/cf"\n' + SOURCE
-    three = "".join(
-        f'[[destinations]]\nname = "{name}"\n{path}\n'
-        for name, path in [("a", ""), ("b", 'path = "tables/b"'), ("c", 'path = "s3://bucket/c"')]
+    two = "".join(
+        f'[[destinations]]\nname = "{name}"\n{path}\n' for name, path in [("a", ""), ("b", 'path = "tables/b"')]
     )
-    assert table_paths(read_settings(text + three, FILE)) == [
+    assert table_paths(read_settings(text + two, FILE)) == [
         "/srv/cf/lake",
         str(FILE.parent / "tables/b"),
-        "s3://bucket/c",
     ]
 
 
@@ -113,6 +111,10 @@ def test_settings_survive_the_way_to_another_process(monkeypatch: pytest.MonkeyP
         (
             SOURCE + "[[destinations]]\nname = 'x'\ntype = 'paper'",
             f'destinations[0].type (from {FILE}): expected "delta" or "postgres" or "webhook", found a text',
+        ),
+        (
+            SOURCE + "[[destinations]]\nname = 'x'\npath = 's3://bucket/x'",
+            f"destinations[0].path (from {FILE}): expected a directory of this machine, found a URL",
         ),
         (
             SOURCE + "[[destinations]]\nname = 'x'\ntype = 3",

@@ -117,6 +117,9 @@ def disagreements(settings: Settings) -> Iterator[tuple[str, str]]:
     yield from _repeated("name", [destination.name for destination in settings.destinations])
     tables = [one.path if isinstance(one, DeltaSettings) else None for one in settings.destinations]
     yield from _repeated("path", tables)
+    for index, path in enumerate(tables):
+        if path is not None and "://" in path:
+            yield f"destinations[{index}].path", "expected a directory of this machine, found a URL"
     gateway, console = settings.gateway, settings.console
     if gateway.tls_cert and not gateway.tls_key:
         yield "gateway.tls_key", "expected a path, because gateway.tls_cert is set"
@@ -160,6 +163,7 @@ def _placed(destination: DestinationSettings, directory: Path, data_dir: Path) -
     if "path" not in destination.model_fields_set:
         return destination.model_copy(update={"path": str(data_dir / "lake")})
     if "://" in destination.path:
+        # Left as it is, for `disagreements` to name it.
         return destination
     return destination.model_copy(update={"path": str(directory / Path(destination.path).expanduser())})
 

@@ -81,6 +81,18 @@ class DataDir:
             raise StartRefused(f"{self.path}: can't be used as the data directory: {error.strerror}") from None
         return self.id
 
+    def fault(self) -> str | None:
+        """What would keep `make` from its work, in one line; None when nothing does. Makes and changes nothing."""
+        there = next(path for path in (self.path, *self.path.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            return f"{there}: not a directory in which this user may write"
+        try:
+            if there == self.path:
+                self._refuse_strangers()
+            return None
+        except StartRefused as refusal:
+            return str(refusal)
+
     @contextlib.contextmanager
     def lock(self, part: Part, wait_seconds: float = LOCK_WAIT_SECONDS) -> Iterator[tuple[int, ...]]:
         """Be the one that does this part's work here; raises StartRefused, naming who does, after the wait.

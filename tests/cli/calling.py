@@ -1,38 +1,67 @@
-"""Calling the command line as an operator would: a process of its own, in a directory."""
+"""Calling the command line as an operator would, in a directory."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
-import subprocess
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import pytest
+import structlog
+
+from counterfoil.cli import main
 
 
-def call(directory: Path, *arguments: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    """What a command printed; fails when it ended with another status."""
-    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith("COUNTERFOIL_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "counterfoil", *arguments],
-        cwd=directory,
-        env=kept | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == status, f"{arguments}: exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
+class Done(NamedTuple):
+    """What a command printed."""
+
+    stdout: str
+    stderr: str
 
 
-def facts(directory: Path, *arguments: str, status: int = 0, **environment: str) -> Any:
+def call(directory: Path, *arguments: str, status: int = 0, environment: Mapping[str, str] | None = None) -> Done:
+    """Run a command in a directory, in this process; fails when it ends with another status."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(directory),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        _called(arguments, environment or {}),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    structlog.reset_defaults()
+    found = ended.value.code or 0
+    assert found == status, f"{arguments}: exit status {found}\n{out.getvalue()}\n{err.getvalue()}"
+    return Done(out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _called(arguments: Sequence[str], environment: Mapping[str, str]) -> Iterator[None]:
+    """The arguments, and an environment in which nothing else changes the configuration."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["counterfoil", *arguments])
+        for name in os.environ:
+            if name.upper().startswith("COUNTERFOIL_"):
+                patched.delenv(name)
+        for name, value in environment.items():
+            patched.setenv(name, value)
+        yield
+
+
+def facts(directory: Path, *arguments: str, status: int = 0, environment: Mapping[str, str] | None = None) -> Any:
     """The JSON document that a command printed with --json."""
-    return json.loads(call(directory, *arguments, "--json", status=status, **environment).stdout)
+    return json.loads(call(directory, *arguments, "--json", status=status, environment=environment).stdout)
 
 
-def complaint(directory: Path, *arguments: str, status: int, **environment: str) -> str:
+def complaint(directory: Path, *arguments: str, status: int, environment: Mapping[str, str] | None = None) -> str:
     """The one line with which a command refused; it printed nothing else."""
-    done = call(directory, *arguments, status=status, **environment)
+    done = call(directory, *arguments, status=status, environment=environment)
     assert done.stdout == ""
     [line] = done.stderr.splitlines()
     assert line.startswith("counterfoil: ")

@@ -119,7 +119,7 @@ def test_a_file_without_sources_gets_its_first(tmp_path: Path) -> None:
 
 def test_sources_of_the_environment_are_not_edited(home: Path) -> None:
     """A file that does not count is not changed."""
-    line = complaint(home, "source", "add", "shop", status=2, COUNTERFOIL_SOURCES="[]")
+    line = complaint(home, "source", "add", "shop", status=2, environment={"COUNTERFOIL_SOURCES": "[]"})
     assert line.startswith("COUNTERFOIL_SOURCES (from the environment)")
 
 

@@ -9,7 +9,6 @@ the tables and the server are loaded by the command that uses them.
 
 from __future__ import annotations
 
-import os
 import sys
 
 DONE, NO, WRONG = 0, 1, 2
@@ -28,10 +27,6 @@ def main() -> None:
     except CounterfoilError as error:
         complain(error)
         sys.exit(NO)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; without this the interpreter would complain at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(DONE)
 
 
 def complain(error: Exception) -> None:

@@ -7,12 +7,25 @@ from typing import Annotated
 import typer
 
 from counterfoil import __version__
-from counterfoil.cli import conformance, init, source
+from counterfoil.cli import audit, check, conformance, init, query, serve, source, trace
 
 HELP = """An event ingest gateway that keeps a counterfoil for every row.
 
 `counterfoil init` writes a configuration with one source, `counterfoil serve` runs the server. Every command that
 prints facts has --json. Exit status: 0 done, 1 the answer is no, 2 used or configured wrongly."""
+
+
+COMMANDS = (
+    init.init,
+    serve.serve,
+    serve.gateway,
+    serve.pipeline,
+    check.check,
+    trace.trace,
+    audit.audit,
+    query.query,
+    conformance.conformance,
+)
 
 
 def make_application() -> typer.Typer:
@@ -21,7 +34,7 @@ def make_application() -> typer.Typer:
         help=HELP, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None, add_completion=False
     )
     application.callback()(options)
-    for command in (init.init, conformance.conformance):
+    for command in COMMANDS:
         application.command()(command)
     application.add_typer(source.make_application(), name="source")
     return application

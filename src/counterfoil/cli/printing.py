@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -38,6 +39,14 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     if not console.is_terminal:
         console = Console(highlight=False, width=10_000)
     console.print(table)
+
+
+def iso_utc(at_ms: int | None) -> str | None:
+    """A time as people and programs read it: `2026-11-24T02:00:00.123Z`."""
+    if at_ms is None:
+        return None
+    at = datetime.datetime.fromtimestamp(at_ms / 1000, datetime.UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def shown(cell: object) -> str:

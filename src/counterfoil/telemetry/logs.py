@@ -35,7 +35,20 @@ EventDict = MutableMapping[str, Any]
 def configure_logs(
     process: str, *, level: int = logging.INFO, stream: TextIO | None = None, is_terminal: bool | None = None
 ) -> None:
-    """Write this process's logs to `stream` (standard error): readable on a terminal, else one JSON object a line."""
+    """Let all that a process has to say go through here: its own events, what libraries log, what it dies of."""
+    write_events(process, level=level, stream=stream, is_terminal=is_terminal)
+    root = logging.getLogger()
+    root.handlers = [_LibraryHandler()]
+    root.setLevel(max(level, logging.WARNING))
+    logging.captureWarnings(True)
+    sys.excepthook = _log_crash
+    threading.excepthook = _log_thread_crash
+
+
+def write_events(
+    process: str, *, level: int = logging.WARNING, stream: TextIO | None = None, is_terminal: bool | None = None
+) -> None:
+    """Write events to `stream` (standard error): readable on a terminal, else one JSON object a line."""
     stream = stream or sys.stderr
     is_terminal = stream.isatty() if is_terminal is None else is_terminal
     structlog.reset_defaults()
@@ -54,12 +67,6 @@ def configure_logs(
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=False,
     )
-    root = logging.getLogger()
-    root.handlers = [_LibraryHandler()]
-    root.setLevel(max(level, logging.WARNING))
-    logging.captureWarnings(True)
-    sys.excepthook = _log_crash
-    threading.excepthook = _log_thread_crash
 
 
 def describe_exception(_: object, __: str, event: EventDict) -> EventDict:

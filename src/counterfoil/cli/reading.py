@@ -1,0 +1,61 @@
+"""Opening what is on disk for commands that read: beside a running server, or without one."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+if TYPE_CHECKING:
+    from counterfoil.config import Settings
+    from counterfoil.destinations.interface import Destination
+    from counterfoil.ledger import Ledger
+    from counterfoil.queue.reader import QueueReader
+
+
+@contextlib.contextmanager
+def opened(settings: Settings) -> Iterator[tuple[Ledger, QueueReader]]:
+    """The ledger at this moment and the queue, both to be read only.
+
+    Raises StartRefused when there is no data directory yet, LedgerUnusable when the ledger can't be read.
+    """
+    from counterfoil.datadir import DataDir
+    from counterfoil.files import RealFiles
+    from counterfoil.ledger import Ledger
+    from counterfoil.queue.reader import QueueReader
+    from counterfoil.telemetry.logs import write_events
+
+    write_events("counterfoil")
+    data = DataDir(settings.data_dir)
+    ledger = Ledger.open(data.ledger, settings.ledger, data.id, mode="read")
+    try:
+        yield ledger, QueueReader(data.queue, RealFiles(), quarantine=None)
+    finally:
+        ledger.close()
+
+
+def destinations(settings: Settings) -> Iterator[Destination]:
+    """Every destination of the configuration, not opened; for one that was never delivered to any id will do."""
+    from counterfoil.datadir import DataDir
+    from counterfoil.destinations.build import build_destination
+    from counterfoil.errors import StartRefused
+    from counterfoil.files import RealFiles
+    from counterfoil.telemetry.logs import write_events
+
+    write_events("counterfoil")
+    data = DataDir(settings.data_dir)
+    try:
+        ledger_id = data.id
+    except StartRefused:
+        ledger_id = uuid4()
+    for destination in settings.destinations:
+        yield build_destination(
+            destination,
+            ledger_id=ledger_id,
+            base=settings.data_dir,
+            files=RealFiles(),
+            quarantine=data.quarantine,
+            clock_ms=lambda: time.time_ns() // 1_000_000,
+        )

@@ -1,0 +1,118 @@
+"""`counterfoil trace`: what became of a row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import typer
+
+from counterfoil.cli.options import ConfigOption, JsonOption
+from counterfoil.cli.printing import iso_utc, print_json, print_line
+
+if TYPE_CHECKING:
+    from counterfoil.pipeline.trace import TracedDelivery, TracedRow
+
+
+def trace(
+    distinct_id: Annotated[str, typer.Argument(metavar="DISTINCT_ID", help="As it was sent.", show_default=False)],
+    config: ConfigOption = None,
+    source: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only the rows of this source.", show_default="all")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what became of every row of a distinctId: received, verdict, where it went, when, why not.
+
+    Works while the server runs and while it doesn't. Exit status 1 when no row is known.
+    """
+    from counterfoil.cli.reading import opened
+    from counterfoil.config import load_settings
+    from counterfoil.contract.text import trim
+    from counterfoil.pipeline.trace import trace as traced
+
+    settings = load_settings(config)
+    with opened(settings) as (ledger, queue):
+        # A source that is no longer in the configuration still has its rows.
+        known = {one.name for one in settings.sources} | {one.source for one in ledger.books().sources}
+        names = sorted(known) if source is None else [source]
+        found = traced(ledger, queue, names, trim(distinct_id))
+    if as_json:
+        print_json(
+            {"distinct_id": distinct_id, "rows": [row_facts(row) for row in found.rows], "is_whole": found.is_whole}
+        )
+    else:
+        for row in found.rows:
+            _print_row(row)
+        if not found.rows:
+            print_line(f"{distinct_id}: no row of it is known")
+        if not found.is_whole:
+            print_line("More rows wait to be settled than were searched; ask again in a moment.")
+    raise typer.Exit(0 if found.rows else 1)
+
+
+def row_facts(row: TracedRow) -> dict[str, Any]:
+    """A row as it stands in the JSON document."""
+    return {
+        "source": row.source,
+        "verdict": None if row.verdict is None else row.verdict.name.lower(),
+        "is_test": row.is_test,
+        "received_at": iso_utc(row.received_at_ms),
+        "request_id": None if row.request_id is None else str(UUID(bytes=row.request_id)),
+        "settled_at": iso_utc(row.settled_at_ms),
+        "seq": row.seq,
+        "position": None if row.position is None else str(row.position),
+        "deliveries": [delivery_facts(delivery) for delivery in row.deliveries],
+    }
+
+
+def delivery_facts(delivery: TracedDelivery) -> dict[str, Any]:
+    """A row at a destination as it stands in the JSON document."""
+    return {
+        "destination": delivery.destination,
+        "state": str(delivery.state),
+        "at": iso_utc(delivery.at_ms),
+        "commit": delivery.commit,
+        "behind_rows": delivery.behind_rows,
+        "reason": delivery.reason,
+    }
+
+
+def _print_row(row: TracedRow) -> None:
+    facts = row_facts(row)
+    print_line(f"{row.source}: {_VERDICTS[facts['verdict']]}")
+    if row.received_at_ms is None:
+        print_line("  received   its frame can't be read any more")
+    else:
+        print_line(f"  received   {facts['received_at']}, request {facts['request_id']}")
+    if row.settled_at_ms is not None:
+        print_line(f"  settled    {facts['settled_at']}, seq {row.seq}")
+    if row.position is not None:
+        print_line(f"  lies at    {row.position}")
+    for delivery in row.deliveries:
+        print_line(f"  {delivery.destination:<10} {_delivery_text(delivery)}")
+
+
+_VERDICTS = {
+    None: "waits to be settled",
+    "new": "new",
+    "duplicate": "duplicate: an earlier row has the same distinctId and content",
+    "conflict": "conflict: an earlier row has the same distinctId and other content, and stays",
+    "blocked": "blocked: its event is not on the source's allowlist",
+    "test": "test: it came with the test token, and is not delivered",
+}
+
+
+def _delivery_text(delivery: TracedDelivery) -> str:
+    at = iso_utc(delivery.at_ms)
+    match delivery.state.value:
+        case "delivered":
+            commit = f" in {delivery.commit}" if delivery.commit else ""
+            return f"delivered{f' {at}' if at else ''}{commit}"
+        case "pending":
+            return f"pending, behind {delivery.behind_rows or 0:,} rows"
+        case "dead":
+            return f"dead {at}: {delivery.reason}"
+        case "not_meant":
+            return "not meant for it, by the source's allowlist"
+    return "settled before this destination was there"
