@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from counterfoil import __version__
-from counterfoil.cli import audit, check, conformance, init, query, serve, source, trace
+from counterfoil.cli import audit, backfill, check, conformance, init, query, serve, source, trace
 
 HELP = """An event ingest gateway that keeps a counterfoil for every row.
 
@@ -24,6 +24,7 @@ COMMANDS = (
     trace.trace,
     audit.audit,
     query.query,
+    backfill.backfill,
     conformance.conformance,
 )
 
