@@ -5,7 +5,7 @@
     ├── StartRefused            a port in use, a data directory of somebody else, a lock that is held
     ├── QueueRefused            the queue takes no row now; nothing was written; trying again can help
     │   └── DiskReserveReached  the disk is as good as full
-    ├── FlushFailed             a frame may or may not be on disk; it is never read; trying again can help
+    ├── FlushFailed             a frame may or may not be on disk, and is not acknowledged; trying again can help
     ├── FrameDamaged            bytes of the queue that fail their checksum or make no sense
     ├── LedgerUnusable          the ledger can't be opened, or is another queue's
     ├── LedgerWriteFailed       nothing of the batch was recorded
@@ -50,7 +50,7 @@ class DiskReserveReached(QueueRefused):
 
 
 class FlushFailed(CounterfoilError):
-    """A flush failed; its frames are not acknowledged and will not be read."""
+    """A flush failed; its frames are not acknowledged."""
 
     retryable = True
 

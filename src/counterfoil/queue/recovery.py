@@ -71,6 +71,7 @@ def close_leftovers(directory: WriterDirectory, files: Files, quarantine: Quaran
     start = published.offset if published is not None and published.segment == newest else SEGMENT_HEADER_BYTES
     segment = SegmentFile(directory.segment_path(newest), directory.id, newest)
     is_flushed = _flush(segment.path, files)
+    segment.forget_cached()
     tail = plan_tail(scan_frames(segment, start), is_flushed=is_flushed or published is None)
     if tail.cut_at is not None:
         _cut(segment, tail.cut_at, tail.reason, files, quarantine)

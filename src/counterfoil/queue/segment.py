@@ -96,6 +96,10 @@ class SegmentFile:
                 raise
         return self._read_around_bad_blocks(offset, min(size, max(0, self.size() - offset)))
 
+    def forget_cached(self) -> None:
+        """Have the next reads come from the disk: after a failed flush the cache may hold what the disk never got."""
+        os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def header(self) -> SegmentHeader:
         """Raises FrameDamaged when there is none, or it is another directory's; StartRefused when it is newer."""
         header = parse_header(self.read(0, SEGMENT_HEADER_BYTES), self.path)
