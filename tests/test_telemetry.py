@@ -164,6 +164,21 @@ NEVER_LOGGED = re.compile(
 """Names of fields that would hold what a sender sent; a count of rows is `row_count`."""
 
 
+def test_a_line_that_can_not_be_written_is_dropped(lines: io.StringIO) -> None:
+    """On a full disk, or when nobody reads any more, whoever logs goes on: the flush thread, for one."""
+
+    class FullDisk(io.StringIO):
+        def write(self, _: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    logs.configure_logs("test", stream=FullDisk())
+    structlog.get_logger().error("queue.flush_failed")
+    closed = io.StringIO()
+    logs.configure_logs("test", stream=closed)
+    closed.close()
+    structlog.get_logger().error("queue.flush_failed")
+
+
 def test_log_calls_name_an_event_and_no_field_of_a_senders() -> None:
     """P6: each call has a constant event name like `queue.tail_cut`, and fields whose names promise no content."""
     wrong = []

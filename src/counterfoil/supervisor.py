@@ -15,6 +15,7 @@ step. What doesn't end in time is killed, which loses nothing: all three can die
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
@@ -280,9 +281,10 @@ async def _supervise(part: Part, settings: Settings, plan: Sequence[PlannedProce
 
 
 def say(text: str) -> None:
-    """Print to whoever started this."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Print to whoever started this, if anybody still reads it."""
+    with contextlib.suppress(OSError):
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def greeting(part: Part, settings: Settings) -> str:

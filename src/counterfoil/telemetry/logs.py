@@ -9,6 +9,7 @@ Nothing of a sender's data can get into a line by way of a field or an exception
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -51,6 +52,7 @@ def write_events(
     """Write events to `stream` (standard error): readable on a terminal, else one JSON object a line."""
     stream = stream or sys.stderr
     is_terminal = stream.isatty() if is_terminal is None else is_terminal
+    lines = _Lines(stream)
     structlog.reset_defaults()
     structlog.configure(
         processors=[
@@ -64,9 +66,25 @@ def write_events(
             else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=stream),
+        logger_factory=lambda *_: lines,
         cache_logger_on_first_use=False,
     )
+
+
+class _Lines:
+    """Writes whole lines. One that can't be written is dropped: on a full disk the flush thread logs too, and would end
+    by it, and with it every request that waits."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def msg(self, line: str) -> None:
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    log = debug = info = warn = warning = err = error = critical = fatal = failure = exception = msg
 
 
 def describe_exception(_: object, __: str, event: EventDict) -> EventDict:
