@@ -26,9 +26,7 @@ STATUS = Status(
     ),
     sources=(SourceStatus("website", accepted=123_456, new=123_000, duplicate=400, conflict=50, blocked=5, test=1),),
     destinations=(
-        DestinationStatus(
-            "lake", routed=123_000, delivered=122_000, dead=7, pending=993, cursor=40, state="delivering"
-        ),
+        DestinationStatus("lake", routed=123_000, delivered=122_000, dead=7, pending=993, cursor=40, state="running"),
     ),
     writers=(WriterStatus(0, "00112233aabbccdd", "3@4096", "3@1024"),),
 )
@@ -60,7 +58,7 @@ def test_page_shows_the_books() -> None:
     """The page shows each source's verdicts, each destination's counts and each writer's places."""
     shown = cells(ask("/").text)
     assert shown[:7] == ["website", "123,456", "123,000", "400", "50", "5", "1"]
-    assert shown[7:14] == ["lake", "delivering", "123,000", "122,000", "993", "7", "40"]
+    assert shown[7:14] == ["lake", "running", "123,000", "122,000", "993", "7", "40"]
     assert shown[14:18] == ["queue/0", "00112233aabbccdd", "3@4096", "3@1024"]
     assert "SIGKILL" in shown
 

@@ -18,6 +18,7 @@ class Deliverer:
     def __init__(self, name: str, run: Callable[[threading.Event], None]) -> None:
         self.name = name
         self.runs = 0
+        self.woken = 0
         self.run_again = threading.Event()
         self._run = run
 
@@ -26,6 +27,9 @@ class Deliverer:
         if self.runs > 1:
             self.run_again.set()
         self._run(stop)
+
+    def wake(self) -> None:
+        self.woken += 1
 
 
 def wait_for_stop(stop: threading.Event) -> None:
@@ -39,8 +43,8 @@ def fail(_: threading.Event) -> None:
 def test_settle_wakes_the_destinations_after_each_group() -> None:
     """Each group that was settled wakes the destinations, and a step without one waits."""
     rows = iter([3, 5, 0])
-    woken: list[int] = []
-    pipeline = Pipeline(lambda: next(rows, None) or finish(), (), lambda: woken.append(1), poll_seconds=0.001)
+    lake = Deliverer("lake", wait_for_stop)
+    pipeline = Pipeline(lambda: next(rows, None) or finish(), (lake,), poll_seconds=0.001)
 
     def finish() -> int:
         pipeline.stop()
@@ -48,12 +52,12 @@ def test_settle_wakes_the_destinations_after_each_group() -> None:
 
     assert pipeline.run()
     # Twice by groups, and at the stop, so that nobody sleeps through it.
-    assert len(woken) >= 3
+    assert lake.woken >= 3
 
 
 def test_stop_before_the_start_is_harmless() -> None:
     """A pipeline that is stopped before it runs ends at once, with its destinations."""
-    pipeline = Pipeline(lambda: 0, (Deliverer("lake", wait_for_stop),), lambda: None, poll_seconds=3600)
+    pipeline = Pipeline(lambda: 0, (Deliverer("lake", wait_for_stop),), poll_seconds=3600)
     pipeline.stop()
     pipeline.stop()
     assert pipeline.run()
@@ -69,7 +73,7 @@ def test_a_failing_destination_leaves_the_others_alone(monkeypatch: pytest.Monke
         pipeline.stop()
         return 0
 
-    pipeline = Pipeline(settle_until_it_was_tried_again, (failing, good), lambda: None, poll_seconds=0.001)
+    pipeline = Pipeline(settle_until_it_was_tried_again, (failing, good), poll_seconds=0.001)
     assert pipeline.run()
     assert failing.runs > 1
     assert good.runs == 1
@@ -81,7 +85,7 @@ def test_an_error_of_settle_ends_the_process() -> None:
     def settle() -> int:
         raise LedgerWriteFailed
 
-    pipeline = Pipeline(settle, (Deliverer("lake", wait_for_stop),), lambda: None, poll_seconds=0.001)
+    pipeline = Pipeline(settle, (Deliverer("lake", wait_for_stop),), poll_seconds=0.001)
     with pytest.raises(LedgerWriteFailed):
         pipeline.run()
 
@@ -92,7 +96,7 @@ def test_a_failed_ledger_write_of_a_destination_ends_the_process() -> None:
     def write(_: threading.Event) -> None:
         raise LedgerWriteFailed
 
-    pipeline = Pipeline(lambda: 0, (Deliverer("lake", write),), lambda: None, poll_seconds=0.001)
+    pipeline = Pipeline(lambda: 0, (Deliverer("lake", write),), poll_seconds=0.001)
     with pytest.raises(LedgerWriteFailed):
         pipeline.run()
 
@@ -106,7 +110,7 @@ def test_a_destination_that_does_not_stop_is_left_behind(monkeypatch: pytest.Mon
         release.wait(WAIT_SECONDS)
 
     stuck = Deliverer("stuck", hold)
-    pipeline = Pipeline(lambda: 0, (stuck,), lambda: None, poll_seconds=0.001)
+    pipeline = Pipeline(lambda: 0, (stuck,), poll_seconds=0.001)
     threading.Timer(0.01, pipeline.stop).start()
     assert not pipeline.run()
     release.set()

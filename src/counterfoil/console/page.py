@@ -88,7 +88,7 @@ def _main(status: Status) -> str:
             "Destinations",
             ("Destination", "State", "Routed", "Delivered", "Pending", "Dead", "Cursor"),
             [
-                (d.name, _Flag(d.state, d.state == "delivering"), d.routed, d.delivered, d.pending, d.dead, d.cursor)
+                (d.name, _Flag(d.state, d.state == "running"), d.routed, d.delivered, d.pending, d.dead, d.cursor)
                 for d in status.destinations
             ],
             "There is no destination; rows are kept in the queue.",

@@ -30,7 +30,7 @@ class DestinationStatus(msgspec.Struct, frozen=True):
     cursor: int
     """The last group that is delivered; 0 is none."""
     state: str
-    """`delivering`, `down`, `refused`, or `unknown` while the pipeline doesn't run."""
+    """`running`, `down: …`, `refused: …` with the reason, or `unknown` while the pipeline doesn't run."""
 
 
 class WriterStatus(msgspec.Struct, frozen=True):

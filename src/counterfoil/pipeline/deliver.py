@@ -110,7 +110,9 @@ class Deliverer:
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
         observer: DeliveryObserver | None = None,
+        on_state: Callable[[DeliveryState], None] = lambda _: None,
     ) -> None:
+        """`on_state` is called from the thread of `run`, whenever it goes otherwise than before."""
         self.name = destination.name
         self.state = DeliveryState(DeliveryStatus.STARTING, since_ms=clock_ms())
         self._destination = destination
@@ -121,6 +123,7 @@ class Deliverer:
         self._monotonic = monotonic
         self._jitter = jitter
         self._observer = observer
+        self._on_state = on_state
         self._woken = threading.Event()
         self._failure_count = 0
         self._gathered = _Gathered()
@@ -326,6 +329,7 @@ class Deliverer:
 
     def _show(self, status: DeliveryStatus, reason: str = "") -> None:
         self.state = DeliveryState(status, reason, self._clock_ms(), self._failure_count)
+        self._on_state(self.state)
 
 
 class _Gathered:

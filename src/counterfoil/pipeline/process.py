@@ -18,14 +18,17 @@ from uuid import UUID
 import structlog
 from pydantic import BaseModel, ConfigDict
 
+from counterfoil.destinations.build import build_destination
 from counterfoil.destinations.settings import DestinationSettings
 from counterfoil.errors import LedgerUnusable, LedgerWriteFailed
 from counterfoil.files import RealFiles
 from counterfoil.ledger import Ledger
 from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.lifeline import Lifeline
+from counterfoil.pipeline.deliver import Deliverer, DeliveryState
 from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.pipeline.settle import Settler
+from counterfoil.queue import FrameSource
 from counterfoil.queue.reader import QueueReader
 from counterfoil.telemetry.logs import configure_logs
 from counterfoil.telemetry.metrics import PipelineMetrics, start_metrics
@@ -61,7 +64,11 @@ class Delivering(Protocol):
         ...
 
     def run(self, stop: threading.Event) -> None:
-        """Deliver until `stop` is set; what the outside can cause is dealt with inside."""
+        """Deliver until `stop` is set and `wake` called; what the outside can cause is dealt with inside."""
+        ...
+
+    def wake(self) -> None:
+        """There is a new group, or `run` is to stop."""
         ...
 
 
@@ -72,13 +79,12 @@ class Pipeline:
         self,
         settle_step: Callable[[], int],
         deliverers: Sequence[Delivering],
-        wake: Callable[[], None],
         *,
         poll_seconds: float,
     ) -> None:
-        """`settle_step` settles a group and gives its rows, 0 when there is none; `wake` tells all deliverers."""
+        """`settle_step` settles a group and gives its rows, 0 when there was nothing to settle."""
         self._settle_step = settle_step
-        self._wake = wake
+        self._deliverers = deliverers
         self._poll_seconds = poll_seconds
         self._stop = threading.Event()
         self._failure: BaseException | None = None
@@ -115,6 +121,10 @@ class Pipeline:
             else:
                 self._stop.wait(self._poll_seconds)
 
+    def _wake(self) -> None:
+        for deliverer in self._deliverers:
+            deliverer.wake()
+
     def _deliver(self, deliverer: Delivering) -> None:
         while not self._stop.is_set():
             try:
@@ -141,6 +151,10 @@ def main() -> None:
     metrics = PipelineMetrics(start_metrics(asked.metrics_dir, "pipeline"))
     ledger = Ledger.open(asked.data_dir / "ledger", asked.ledger, asked.ledger_id, mode="write")
     queue = QueueReader(asked.data_dir / "queue", RealFiles(), asked.data_dir / "quarantine")
+    for each in asked.destinations:
+        # Before the first group is settled: what is settled earlier is not for a destination that nobody knew.
+        ledger.register_destination(each.name)
+    deliverers = [make_deliverer(each, asked, ledger, queue, metrics, line) for each in asked.destinations]
     settler = Settler(queue, ledger, asked.pipeline, _clock_ms)
 
     def settle_step() -> int:
@@ -150,7 +164,7 @@ def main() -> None:
             metrics.settled(time.monotonic() - began)
         return row_count
 
-    pipeline = Pipeline(settle_step, (), lambda: None, poll_seconds=asked.pipeline.poll_ms / 1000)
+    pipeline = Pipeline(settle_step, deliverers, poll_seconds=asked.pipeline.poll_ms / 1000)
     line.watch(pipeline.stop)
     line.ready()
     if not pipeline.run():
@@ -158,6 +172,30 @@ def main() -> None:
         log.warning("pipeline.left_behind")
         os._exit(0)
     ledger.close()
+
+
+def make_deliverer(
+    settings: DestinationSettings,
+    asked: PipelineProcess,
+    ledger: Ledger,
+    queue: FrameSource,
+    metrics: PipelineMetrics,
+    line: Lifeline,
+) -> Deliverer:
+    """What delivers to one of the destinations, and tells the supervisor how it goes."""
+    destination = build_destination(
+        settings,
+        ledger_id=asked.ledger_id,
+        base=asked.data_dir,
+        files=RealFiles(),
+        quarantine=asked.data_dir / "quarantine",
+        clock_ms=_clock_ms,
+    )
+
+    def tell(state: DeliveryState) -> None:
+        line.condition(settings.name, f"{state.status}: {state.reason}" if state.reason else state.status)
+
+    return Deliverer(destination, ledger, queue, settings, clock_ms=_clock_ms, observer=metrics, on_state=tell)
 
 
 def _clock_ms() -> int:
