@@ -14,7 +14,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-GENERATIONS_MAX = 3
+from counterfoil.ledger.store import SLOTS
+
+GENERATIONS_MAX = SLOTS
 AGREEMENT_MS = 86_400_000
 """How far the observed time may lag behind the ledger's when a generation goes."""
 
@@ -47,19 +49,20 @@ class GenerationPlan(msgspec.Struct, frozen=True):
 
     kept: tuple[Generation, ...]
     """Oldest first, those begun now included; the last takes new keys."""
-    begun: tuple[Generation, ...]
+    gone: tuple[Generation, ...]
 
 
 def plan_generations(generations: tuple[Generation, ...], clock: LedgerClock, horizon_ms: int) -> GenerationPlan:
     """Which generations go, and whether a new one begins."""
-    kept = list(generations)
     # The youngest key of a generation came just before the next one began.
-    while len(kept) > 1 and _is_over(kept[1], clock, horizon_ms):
-        kept.pop(0)
-    begun = []
-    if len(kept) < GENERATIONS_MAX and clock.observed_ms - kept[-1].observed_ms >= horizon_ms // 2:
-        begun.append(Generation(kept[-1].number + 1, clock.time_ms, clock.observed_ms))
-    return GenerationPlan((*kept, *begun), tuple(begun))
+    gone = 0
+    while gone + 1 < len(generations) and _is_over(generations[gone + 1], clock, horizon_ms):
+        gone += 1
+    kept = generations[gone:]
+    newest = kept[-1]
+    if len(kept) < GENERATIONS_MAX and clock.observed_ms - newest.observed_ms >= horizon_ms // 2:
+        kept = (*kept, Generation(newest.number + 1, clock.time_ms, clock.observed_ms))
+    return GenerationPlan(kept, generations[:gone])
 
 
 def _is_over(following: Generation, clock: LedgerClock, horizon_ms: int) -> bool:

@@ -134,13 +134,7 @@ class Ledger:
         assert not self._is_writer
         with self._lock:
             self._store.catch_up()
-            families = {seen_family(generation.number) for generation in self._stored_generations()}
-            if not families <= self._store.families():
-                self._store.reopen()
             self._load()
-
-    def _stored_generations(self) -> tuple[Generation, ...]:
-        return unpack_generations(self._store.get(FACTS, _GENERATIONS) or b"")
 
     def _load(self) -> None:
         facts = dict(self._store.items(FACTS, b""))
@@ -236,16 +230,14 @@ class Ledger:
         with self._lock:
             clock = self._clock.advanced(now_ms, running_ms)
             plan = plan_generations(self._generations, clock, self._horizon_ms)
-            for generation in plan.begun:
-                self._store.create(seen_family(generation.number))
-                self._store.create(repeats_family(generation.number))
             batch = self._batch()
+            for generation in plan.gone:
+                batch.erase(seen_family(generation.number))
+                batch.erase(repeats_family(generation.number))
             batch.put(FACTS, _CLOCK, pack_clock(clock))
             batch.put(FACTS, _GENERATIONS, pack_generations(plan.kept))
             self._write(batch)
             self._clock, self._generations = clock, plan.kept
-            # Named no more, then removed: a crash between leaves families that the next start removes.
-            _drop_unnamed(self._store, plan.kept)
 
     # What deliver reads and writes
 
@@ -458,8 +450,6 @@ class Ledger:
 
 def _begin(store: Store, ledger_id: UUID) -> None:
     first = Generation(1, begun_ms=0, observed_ms=0)
-    store.create(seen_family(first.number))
-    store.create(repeats_family(first.number))
     batch = store.batch()
     batch.put(FACTS, _FORMAT, _U16.pack(FORMAT_VERSION))
     batch.put(FACTS, _ID, ledger_id.bytes)
@@ -478,14 +468,6 @@ def _check(store: Store, path: Path, ledger_id: UUID) -> None:
         raise LedgerUnusable(f"{path}: format version {version}, expected {FORMAT_VERSION}")
     if packed_id != ledger_id.bytes:
         raise LedgerUnusable(f"{path}: the ledger {UUID(bytes=packed_id)}, expected {ledger_id}")
-
-
-def _drop_unnamed(store: Store, generations: Iterable[Generation]) -> None:
-    numbers = [generation.number for generation in generations]
-    named = {family(number) for number in numbers for family in (seen_family, repeats_family)}
-    for family in store.families() - named:
-        if family.startswith(("seen-", "repeats-")):
-            store.drop(family)
 
 
 def _put_damages(batch: Batch, damages: Iterable[DamageRecord]) -> None:

@@ -5,25 +5,35 @@
     groups        group (8)                              a group's record
     deliveries    destination, NUL, last group (8)       a delivery's record
     dead          destination, NUL, seq (8)              why a row is dead
-    seen-<g>      key hash (16)                          seq, content hash, day (18)
-    repeats-<g>   key hash (16), seq (8)                 verdict, day (3)
+    seen-<s>      key hash (16)                          seq, content hash, day (18)
+    repeats-<s>   key hash (16), seq (8)                 verdict, day (3)
 
-`<g>` is a generation of the seen index: a pair of families that goes as a whole when its time is over. Memory is
-bounded whatever the number of keys: indexes and filters lie in the block cache like any block, what is not yet sorted
-into files is charged to it, and open files are counted.
+`<s>` is a slot, 0 to 2, of the seen index: generation g lies in slot g modulo 3. When its time is over it is erased as
+a whole, by one entry that covers every key of its two families; RocksDB drops what is covered as it rewrites files.
+Families are never made or dropped after the first start: a reader would not see new ones, and RocksDB falls over its
+own feet (a use after free, seen here) when a reader opens a store that has ever dropped one in its present life.
 
-A reader in another process opens the store as a RocksDB secondary: it sees one moment, until `catch_up`. It does not
-see families made after it was opened, so it is opened anew when the generations change.
+Memory is bounded whatever the number of keys: indexes and filters lie in the block cache like any block, what is not
+yet sorted into files is charged to it, and open files are counted.
+
+The file `committed` beside RocksDB's own holds how far writing had come (8 bytes) and a checksum of that (8). RocksDB
+reads its write-ahead log up to the first damage and goes on without the rest, as if it had never been; a number behind
+`committed` tells that from a crash. It is written after each batch and not flushed: what a power cut takes from it
+makes it say less, never more.
+
+A reader in another process opens the store as a RocksDB secondary: it sees one moment, until `catch_up`.
 """
 
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NewType, cast
 
+import xxhash
 from rocksdict import (
     AccessType,
     BlockBasedOptions,
@@ -38,7 +48,7 @@ from rocksdict import (
 )
 
 from counterfoil.errors import LedgerUnusable, LedgerWriteFailed
-from counterfoil.files import DIRECTORY_MODE
+from counterfoil.files import DIRECTORY_MODE, FILE_MODE
 from counterfoil.ledger.settings import LedgerSettings
 
 Family = NewType("Family", str)
@@ -47,7 +57,7 @@ FACTS = Family("default")
 GROUPS = Family("groups")
 DELIVERIES = Family("deliveries")
 DEAD = Family("dead")
-_FIXED = (FACTS, GROUPS, DELIVERIES, DEAD)
+SLOTS = 3
 
 MIB = 1024 * 1024
 OPEN_FILES_MAX = 256
@@ -56,16 +66,30 @@ _FILE_BYTES = 32 * MIB
 _LOG_FILES = 2
 _LOG_BYTES = 4 * MIB
 _OPEN_TRIES = 5
+_CATCH_UP_TRIES = 100
+_AFTER_ALL_KEYS = b"\xff" * 32
+
+COMMITTED = "committed"
+_COMMITTED = struct.Struct(">QQ")
 
 
 def seen_family(generation: int) -> Family:
     """The family of a generation's keys."""
-    return Family(f"seen-{generation}")
+    return Family(f"seen-{generation % SLOTS}")
 
 
 def repeats_family(generation: int) -> Family:
     """The family of the rows that claim no key or repeat one, settled in a generation's time."""
-    return Family(f"repeats-{generation}")
+    return Family(f"repeats-{generation % SLOTS}")
+
+
+FAMILIES = (
+    FACTS,
+    GROUPS,
+    DELIVERIES,
+    DEAD,
+    *(family(slot) for family in (seen_family, repeats_family) for slot in range(SLOTS)),
+)
 
 
 class Batch:
@@ -88,6 +112,10 @@ class Batch:
     def delete(self, family: Family, key: bytes) -> None:
         self._batch.delete(key, self._handles[family])
 
+    def erase(self, family: Family) -> None:
+        """Remove all keys of a family."""
+        self._batch.delete_range(b"", _AFTER_ALL_KEYS, self._handles[family])
+
     def taken(self) -> WriteBatch:
         return self._batch
 
@@ -109,44 +137,73 @@ class Store:
         self._handles: dict[Family, ColumnFamily] = {}
         self._synced = WriteOptions()
         self._synced.sync = True
-        self._db = self._opened()
+        self._committed = -1
+        self._db = self._opened_to_write() if is_writer else self._opened_to_read()
+        if not is_writer:
+            self.catch_up()
 
     # Opening and closing
 
-    def _opened(self) -> Rdict:
-        if self._is_writer:
-            # RocksDB makes its files with what the umask leaves; they are their owner's alone (promise P6).
-            os.umask(os.umask(0o077) | 0o077)
+    def _opened_to_write(self) -> Rdict:
+        # RocksDB makes its files with what the umask leaves; they are their owner's alone (promise P6).
+        os.umask(os.umask(0o077) | 0o077)
+        try:
             self._path.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-            return self._open_once()
-        if not (self._path / "CURRENT").exists():
+            self._refuse_lost_commits()
+            db = self._open_once(AccessType.read_write())
+            self._committed = os.open(self._path / COMMITTED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        except OSError as error:
+            raise LedgerUnusable(f"{self._path}: {error.strerror}") from None
+        return db
+
+    def _opened_to_read(self) -> Rdict:
+        if not self._exists():
             raise LedgerUnusable(f"{self._path}: there is no ledger here")
         for left in range(_OPEN_TRIES - 1, -1, -1):
             try:
-                return self._open_once()
+                self._scratch = tempfile.TemporaryDirectory(prefix="counterfoil-reader-")
+                return self._open_once(AccessType.secondary(self._scratch.name))
             except LedgerUnusable:
-                # The writer may have dropped a family or a file between our two looks.
+                # The writer may have removed a file between two looks of ours.
                 if not left:
                     raise
         raise AssertionError
 
-    def _open_once(self) -> Rdict:
+    def _exists(self) -> bool:
+        return (self._path / "CURRENT").exists()
+
+    def _open_once(self, access: AccessType) -> Rdict:
         try:
-            exists = (self._path / "CURRENT").exists()
-            names = Rdict.list_cf(str(self._path), self._options(FACTS)) if exists else []
-            families = {name: self._options(Family(name)) for name in {*_FIXED, *names}}
-            if self._is_writer:
-                access = AccessType.read_write()
-            else:
-                self._scratch = tempfile.TemporaryDirectory(prefix="counterfoil-reader-")
-                access = AccessType.secondary(self._scratch.name)
-            db = Rdict(str(self._path), self._options(FACTS), families, access)
-            self._families = {Family(name): db.get_column_family(name) for name in families}
-            self._handles = {Family(name): db.get_column_family_handle(name) for name in families}
+            db = Rdict(str(self._path), self._options(FACTS), {name: self._options(name) for name in FAMILIES}, access)
+            self._families = {name: db.get_column_family(name) for name in FAMILIES}
+            self._handles = {name: db.get_column_family_handle(name) for name in FAMILIES}
         except Exception as error:
             self._forget()
-            raise LedgerUnusable(f"{self._path}: {_said(error)}") from None
+            raise self._unusable(error) from None
         return db
+
+    def _refuse_lost_commits(self) -> None:
+        """Raise LedgerUnusable when batches that were flushed are gone; nothing is touched before that is known."""
+        try:
+            packed = (self._path / COMMITTED).read_bytes()
+        except FileNotFoundError:
+            return
+        if len(packed) != _COMMITTED.size:
+            return
+        number, checksum = _COMMITTED.unpack(packed)
+        if checksum != _checksum(number):
+            return
+        reached = 0
+        if self._exists():
+            db = self._open_once(AccessType.read_only(False))
+            reached = db.latest_sequence_number()
+            self._close_all(db)
+        if reached < number:
+            raise LedgerUnusable(f"{self._path}: {number - reached} changes that were flushed are gone")
+
+    def _note_commit(self) -> None:
+        number = self._db.latest_sequence_number()
+        os.pwrite(self._committed, _COMMITTED.pack(number, _checksum(number)), 0)
 
     def _options(self, family: Family) -> Options:
         settings = self._settings
@@ -187,45 +244,77 @@ class Store:
 
     def close(self) -> None:
         """Close; closing twice is harmless."""
+        self._close_all(self._db)
+        if self._committed >= 0:
+            os.close(self._committed)
+            self._committed = -1
+
+    def _close_all(self, db: Rdict) -> None:
         for family in self._families.values():
             family.close()
-        self._db.close()
+        db.close()
         self._forget()
 
-    # Reading
+    # Reading; each raises LedgerUnusable where the files are damaged
 
     def get(self, family: Family, key: bytes) -> bytes | None:
-        return cast("bytes | None", self._families[family].get(key))
+        try:
+            return cast("bytes | None", self._families[family].get(key))
+        except Exception as error:
+            raise self._unusable(error) from None
 
     def get_all(self, family: Family, keys: list[bytes]) -> list[bytes | None]:
         """The value of each key, None where there is none; sorted keys are cheapest."""
         if not keys:
             return []
-        return cast(
-            "list[bytes | None]", self._families[family].get(cast("list[str | int | float | bytes | bool]", keys))
-        )
+        try:
+            found = self._families[family].get(cast("list[str | int | float | bytes | bool]", keys))
+        except Exception as error:
+            raise self._unusable(error) from None
+        return cast("list[bytes | None]", found)
 
     def items(self, family: Family, start: bytes, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
         """Keys from `start` on with their values, in order, as long as they begin with `prefix`."""
-        for key, value in self._families[family].items(from_key=start):
-            if not cast(bytes, key).startswith(prefix):
-                return
-            yield cast("tuple[bytes, bytes]", (key, value))
+        # Not `Rdict.items`: at a damaged block it ends as if there were nothing more.
+        found = self._families[family].iter()
+        try:
+            found.seek(start)
+            while found.valid():
+                key = cast(bytes, found.key())
+                if not key.startswith(prefix):
+                    return
+                yield key, cast(bytes, found.value())
+                found.next()
+            found.status()
+        except Exception as error:
+            raise self._unusable(error) from None
 
-    def families(self) -> frozenset[Family]:
-        return frozenset(self._families)
+    def _unusable(self, error: Exception) -> Exception:
+        # RocksDB's own errors are plain Exceptions; any other is a bug of ours, to be seen as what it is.
+        return LedgerUnusable(f"{self._path}: {_said(error)}") if type(error) is Exception else error
 
     def catch_up(self) -> None:
-        """Let a reader see the present moment, in the families that it knows."""
-        try:
-            self._db.try_catch_up_with_primary()
-        except Exception as error:
-            raise LedgerUnusable(f"{self._path}: {_said(error)}") from None
+        """Let a reader see the present moment.
 
-    def reopen(self) -> None:
-        """Open a reader anew, at the present moment and with the families there are now."""
-        self.close()
-        self._db = self._opened()
+        RocksDB reads its manifest, then its logs. When the writer flushes between the two, a log may be gone whose
+        files the manifest did not name yet: a batch would be missing among its neighbours. The writer says in the
+        manifest what it flushed before it removes a log; so when that did not change meanwhile, nothing is missing.
+        """
+        for _ in range(_CATCH_UP_TRIES):
+            try:
+                before = self._manifest()
+                self._db.try_catch_up_with_primary()
+                if self._manifest() == before:
+                    return
+            except FileNotFoundError:
+                continue
+            except Exception as error:
+                raise self._unusable(error) from None
+        raise LedgerUnusable(f"{self._path}: it changes too fast to be read; try again")
+
+    def _manifest(self) -> tuple[str, int]:
+        name = (self._path / "CURRENT").read_text().strip()
+        return name, (self._path / name).stat().st_size
 
     # Writing
 
@@ -237,20 +326,14 @@ class Store:
         try:
             self._db.write(batch.taken(), self._synced)
         except Exception as error:
+            if type(error) is not Exception:
+                raise
             raise LedgerWriteFailed(f"{self._path}: {_said(error)}") from None
+        self._note_commit()
 
-    def create(self, family: Family) -> None:
-        """Make a family; no error when a crash left it behind."""
-        if family not in self._families:
-            self._families[family] = self._db.create_column_family(family, self._options(family))
-            self._handles[family] = self._db.get_column_family_handle(family)
 
-    def drop(self, family: Family) -> None:
-        """Remove a family and all that is in it; no error when a crash came before."""
-        if family in self._families:
-            self._handles.pop(family)
-            self._families.pop(family).close()
-            self._db.drop_column_family(family)
+def _checksum(number: int) -> int:
+    return xxhash.xxh3_64_intdigest(number.to_bytes(8, "big"))
 
 
 def _said(error: Exception) -> str:

@@ -1,0 +1,176 @@
+"""What the disk or an operator breaks is refused with one line, and nothing is told that is not so."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from counterfoil.errors import LedgerUnusable, LedgerWriteFailed
+from counterfoil.ledger import Ledger
+from counterfoil.ledger.store import COMMITTED, FACTS, Store
+from tests.ledger.test_ledger import LEDGER_ID, SETTINGS, one_row, opened
+
+
+def with_groups(path: Path, count: int) -> Ledger:
+    ledger = opened(path)
+    for number in range(1, count + 1):
+        ledger.record(one_row(number, number.to_bytes(16, "big")))
+    return ledger
+
+
+def flip_in_the_middle(path: Path, pattern: str) -> tuple[Path, int, bytes]:
+    """Change some bytes in the largest file of a kind; where, and what stood there."""
+    file = max((path / "ledger").glob(pattern), key=lambda each: each.stat().st_size)
+    middle = file.stat().st_size // 2
+    with file.open("r+b") as opened_file:
+        opened_file.seek(middle)
+        before = opened_file.read(16)
+        opened_file.seek(middle)
+        opened_file.write(bytes(byte ^ 0xFF for byte in before))
+    return file, middle, before
+
+
+def test_damage_in_the_log_is_refused_and_the_log_is_left_alone(tmp_path: Path) -> None:
+    """When batches that were flushed can't be read any more the ledger is refused; mended, it has them all."""
+    # Copied before it is closed: what it wrote lies in the log alone, as after a crash.
+    killed = with_groups(tmp_path, 50)
+    shutil.copytree(tmp_path / "ledger", tmp_path / "crashed" / "ledger")
+    killed.close()
+    crashed = tmp_path / "crashed"
+    file, middle, before = flip_in_the_middle(crashed, "*.log")
+    for _ in range(2):
+        with pytest.raises(LedgerUnusable, match="changes that were flushed are gone"):
+            opened(crashed)
+    with file.open("r+b") as mended:
+        mended.seek(middle)
+        mended.write(before)
+    ledger = opened(crashed)
+    assert ledger.last_group() == 50
+    ledger.close()
+
+
+def test_a_torn_end_of_the_log_is_no_damage(tmp_path: Path) -> None:
+    """What a crash cut off had not been flushed; the ledger opens with everything before it."""
+    killed = with_groups(tmp_path, 5)
+    shutil.copytree(tmp_path / "ledger", tmp_path / "crashed" / "ledger")
+    killed.close()
+    log = max((tmp_path / "crashed" / "ledger").glob("*.log"), key=lambda each: each.stat().st_size)
+    with log.open("ab") as torn:
+        torn.write(b"\x17" * 100)
+    ledger = opened(tmp_path / "crashed")
+    assert ledger.last_group() == 5
+    ledger.close()
+
+
+def test_a_lost_note_of_what_was_committed_is_no_damage(tmp_path: Path) -> None:
+    """The note is not flushed: missing, torn or unreadable it says nothing."""
+    with_groups(tmp_path, 3).close()
+    note = tmp_path / "ledger" / COMMITTED
+    for content in (b"", b"\xff" * 7, b"\xff" * 16):
+        note.write_bytes(content)
+        ledger = opened(tmp_path)
+        assert ledger.last_group() == 3
+        ledger.close()
+    note.unlink()
+    opened(tmp_path).close()
+
+
+def test_files_that_were_removed_are_refused(tmp_path: Path) -> None:
+    """A directory whose database is gone does not become a new, empty ledger."""
+    with_groups(tmp_path, 3).close()
+    for file in (tmp_path / "ledger").iterdir():
+        if file.name != COMMITTED:
+            file.unlink()
+    with pytest.raises(LedgerUnusable, match="gone"):
+        opened(tmp_path)
+
+
+def test_a_damaged_block_is_never_read_as_nothing(tmp_path: Path) -> None:
+    """Reading over damage raises; it does not end as if there were no more."""
+    ledger = with_groups(tmp_path, 150)
+    for family in ledger._store._families.values():
+        family.flush()
+    ledger.close()
+    flip_in_the_middle(tmp_path, "*.sst")
+
+    def read_all() -> int:
+        ledger = opened(tmp_path)
+        try:
+            assert [group.number for group in ledger.groups(0, 1000)] == list(range(1, 151))
+            keys = [number.to_bytes(16, "big") for number in range(1, 151)]
+            return sum(seen is not None for seen in ledger.seen(keys))
+        finally:
+            ledger.close()
+
+    with pytest.raises(LedgerUnusable, match="Corruption"):
+        read_all()
+
+
+def test_a_ledger_of_a_newer_format_is_refused(tmp_path: Path) -> None:
+    """L6: what another version wrote is not read, and not written."""
+    ledger = opened(tmp_path)
+    batch = ledger._store.batch()
+    batch.put(FACTS, b"format", (2).to_bytes(2, "big"))
+    ledger._store.write(batch)
+    ledger.close()
+    with pytest.raises(LedgerUnusable, match="format version 2, expected 1"):
+        opened(tmp_path)
+    with pytest.raises(LedgerUnusable, match="format version 2, expected 1"):
+        Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
+
+
+def test_a_ledger_in_use_is_refused(tmp_path: Path) -> None:
+    """One writer at a time; the line says so."""
+    ledger = opened(tmp_path)
+    with pytest.raises(LedgerUnusable, match="another process writes this ledger"):
+        opened(tmp_path)
+    ledger.close()
+
+
+def test_reading_where_no_ledger_is_makes_none(tmp_path: Path) -> None:
+    """A reader says that there is none, and leaves nothing behind."""
+    with pytest.raises(LedgerUnusable, match="there is no ledger here"):
+        Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    """What the system refuses is told with the path."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LedgerUnusable, match="file/ledger: Not a directory"):
+        opened(tmp_path / "file")
+
+
+def test_a_failed_batch_leaves_nothing_and_ends_writing(tmp_path: Path) -> None:
+    """L1: after a batch that failed nothing of it counts, and nothing more is taken until the ledger is opened anew."""
+    ledger = opened(tmp_path)
+    ledger.register_destination("lake")
+    ledger.record(one_row(1, b"y" * 16))
+    before = ledger.books()
+    with patch.object(Store, "write", side_effect=LedgerWriteFailed("no space left")), pytest.raises(LedgerWriteFailed):
+        ledger.record(one_row(2, b"x" * 16))
+    with pytest.raises(LedgerWriteFailed, match="no space left"):
+        ledger.record(one_row(2, b"x" * 16))
+    with pytest.raises(LedgerWriteFailed, match="no space left"):
+        ledger.record_delivery("lake", first_group=1, last_group=1, delivered_rows=0, commit="", at_ms=1)
+    assert (ledger.books(), ledger.last_group(), ledger.seen([b"x" * 16])) == (before, 1, [None])
+    ledger.close()
+    ledger = opened(tmp_path)
+    assert ledger.books() == before
+    ledger.record(one_row(2, b"x" * 16))
+    ledger.close()
+
+
+def test_files_are_their_owners_alone(tmp_path: Path) -> None:
+    """Promise P6: nobody else can read what RocksDB makes, whatever the umask was."""
+    ledger = with_groups(tmp_path, 3)
+    for family in ledger._store._families.values():
+        family.flush()
+    files = [tmp_path / "ledger", *(tmp_path / "ledger").iterdir()]
+    assert {stat.S_IMODE(file.stat().st_mode) & 0o077 for file in files} == {0}
+    assert any(file.suffix == ".sst" for file in files)
+    ledger.close()
