@@ -9,7 +9,7 @@ SDK_VERSIONS := 1.14.0 1.20.0 1.33.0
 SDKS := $(SDK_VERSIONS:%=.sdk/%/.ready)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format demo bench lock clean
+.PHONY: help run test check docs format demo bench lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ check: $(READY) ## Lint, types, import rules and links of the docs
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m docs._tools check
+
+docs: $(READY) ## Make the pages of docs/ that are made from the code
+	@$(BIN)/python -m docs._tools write
 
 format: $(READY) ## Format the code
 	@$(BIN)/ruff format .

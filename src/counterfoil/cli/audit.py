@@ -25,10 +25,11 @@ def audit(
     ] = True,
     as_json: JsonOption = False,
 ) -> None:
-    """Recount the books from disk, and compare them with the ledger's counters and with what destinations hold.
+    """Recount the books from disk, and say whether they balance.
 
-    For each source: accepted = new + duplicate + conflict + blocked + test. For each destination: routed = delivered +
-    dead + pending. Works while the server runs and while it doesn't. Exit status 0 when the books balance, 1 when not.
+    They are compared with the ledger's counters and with what destinations hold. For each source: accepted = new +
+    duplicate + conflict + blocked + test. For each destination: routed = delivered + dead + pending. Works while the
+    server runs and while it doesn't. Exit status 0 when the books balance, 1 when not.
     """
     from counterfoil.cli.reading import destinations, opened
     from counterfoil.config import load_settings

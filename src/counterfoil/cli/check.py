@@ -18,10 +18,11 @@ Finding = tuple[str, list[str]]
 
 
 def check(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Read the configuration, look at the data directory and the ports, and try every destination.
+    """Say what would keep the server from its work.
 
-    Says what is wrong and what to do; exit status 1 when something is, 2 when the configuration can't be used. Changes
-    nothing, also while the server runs.
+    Reads the configuration, looks at the data directory and the ports, and tries every destination. Says what is wrong
+    and what to do; exit status 1 when something is, 2 when the configuration can't be used. Changes nothing, also while
+    the server runs.
     """
     from counterfoil.config import find_file, load_settings
 

@@ -27,9 +27,10 @@ def init(
     config: ConfigOption = None,
     source: Annotated[str, typer.Option(metavar="NAME", help="Name of the first source.")] = "website",
 ) -> None:
-    """Write a commented configuration with one source, and keep the source's token in counterfoil.token beside it.
+    """Write a commented configuration with one source.
 
-    The token is printed this once; the configuration holds its hash alone. Nothing that is there is overwritten.
+    Its token is printed this once, and kept in counterfoil.token beside the file, readable by you alone; the
+    configuration holds its hash. Nothing that is there is overwritten.
     """
     from counterfoil.cli.tokens import make_token
     from counterfoil.config import FILE_NAME, find_file, read_settings

@@ -34,10 +34,11 @@ def query(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run SQL over the default table, read only; works while the server runs and while it doesn't.
+    """Run SQL over the default table, read only.
 
-    Columns: source, event, distinct_id, user_id, external_id, email, time, received_at, seq, and as JSON text
-    event_properties, user_properties, default_properties, identity_context, extra.
+    Works while the server runs and while it doesn't. Columns: source, event, distinct_id, user_id, external_id, email,
+    time, received_at, seq, and as JSON text event_properties, user_properties, default_properties, identity_context,
+    extra.
     """
     from counterfoil.config import load_settings
     from counterfoil.destinations.query import run_query

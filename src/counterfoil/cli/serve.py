@@ -8,9 +8,10 @@ from counterfoil.cli.options import ConfigOption
 
 
 def serve(config: ConfigOption = None) -> None:
-    """Run the server: gateway workers, pipeline and console, until SIGTERM or Ctrl-C.
+    """Run the server until SIGTERM or Ctrl-C.
 
-    Prints where it listens. Logs go to standard error: one JSON object a line, readable on a terminal.
+    That is the gateway workers, the pipeline and the console. Prints where it listens. Logs go to standard error: one
+    JSON object a line, readable on a terminal.
     """
     from counterfoil import supervisor
     from counterfoil.config import load_settings
@@ -19,9 +20,9 @@ def serve(config: ConfigOption = None) -> None:
 
 
 def gateway(config: ConfigOption = None) -> None:
-    """Run the gateway workers alone: rows are taken and made durable.
+    """Run the gateway workers alone.
 
-    `counterfoil pipeline` settles and delivers them, now or later.
+    Rows are taken and made durable; `counterfoil pipeline` settles and delivers them, now or later.
     """
     from counterfoil import supervisor
     from counterfoil.config import load_settings
@@ -30,7 +31,10 @@ def gateway(config: ConfigOption = None) -> None:
 
 
 def pipeline(config: ConfigOption = None) -> None:
-    """Run the pipeline and the console alone: what is durable is settled and delivered."""
+    """Run the pipeline and the console alone.
+
+    What is durable is settled and delivered, whether a gateway runs or not.
+    """
     from counterfoil import supervisor
     from counterfoil.config import load_settings
 

@@ -37,7 +37,7 @@ def add(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add a source to the configuration, and print its token this once."""
+    """Add a source, and print its token this once."""
     import tomlkit
     from tomlkit.items import AoT
 
@@ -77,9 +77,10 @@ def rotate(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Give a source a new token beside the old one, which stays valid until it is dropped.
+    """Give a source a new token beside the old one.
 
-    When every sender has the new one: `counterfoil source rotate NAME --drop-old`.
+    The old one stays valid until it is dropped. When every sender has the new one: `counterfoil source rotate NAME
+    --drop-old`.
     """
     from counterfoil.cli.tokens import make_token
     from counterfoil.errors import StartRefused
@@ -106,7 +107,10 @@ def rotate(
 
 
 def list_sources(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List the sources: how many tokens each has, its time window, its allowlist."""
+    """List the sources.
+
+    How many tokens each has, how far its rows' time may lie back, how many events it allows.
+    """
     from counterfoil.config import load_settings
 
     settings = load_settings(config)

@@ -22,9 +22,10 @@ def trace(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what became of every row of a distinctId: received, verdict, where it went, when, why not.
+    """Say what became of every row of a distinctId.
 
-    Works while the server runs and while it doesn't. Exit status 1 when no row is known.
+    When it was received, its verdict, where it went and when, or why not. Works while the server runs and while it
+    doesn't. Exit status 1 when no row is known.
     """
     from counterfoil.cli.reading import opened
     from counterfoil.config import load_settings
