@@ -190,6 +190,34 @@ def test_a_rate_limit_without_end_is_not_tried() -> None:
     assert "rate limit" in outcomes[0].why
 
 
+def test_rows_that_a_request_may_not_hold_are_not_sent() -> None:
+    """A case whose rows are to be judged is not tried where the server's limits refuse the request that holds them."""
+    text = r"""
+section = "4"
+title = "More than a small server takes"
+words.many = [WORDS]
+
+[[case]]
+name = "rows"
+rule = "A row for each word."
+send.row = '{"event": "E", "distinctId": "{{id}}-{{each}}"}'
+each = "many"
+expect.every = "accepted"
+
+[[case]]
+name = "bytes"
+rule = "A large row."
+send.rows = ['{"event": "E", "distinctId": "{{id}}", "unknown": "{{long}}"}']
+parts.long = {repeat = "x", times = "body_bytes_max"}
+expect.rows = ["accepted"]
+"""
+    section = read_section(text.replace("WORDS", ", ".join(f'"{n}"' for n in range(51))), "large.toml")
+    with small_server() as server:
+        found = outcomes_of(run_of(server.url), [section])
+    assert found["rows"].why == "this server's limits don't allow it: 51 rows"
+    assert found["bytes"].why.startswith("this server's limits don't allow it: 65")
+
+
 def test_the_limits_of_the_server_are_used() -> None:
     """Cases go by the limits that the server tells, and by the contract's where it tells none."""
     with small_server() as server:

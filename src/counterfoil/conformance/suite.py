@@ -208,9 +208,20 @@ def _check_needs(case: Case, run: Run, known: Known, values: Values) -> None:
             raise NotTried(f"this server's limits don't allow it: {need}")
 
 
+def _check_size(expected: Expectation, prepared: Prepared | PreparedRaw, values: Values, word_count: int) -> None:
+    """A case whose rows are to be judged must get past the limits of a whole request."""
+    if not (expected.rows or expected.every or expected.success) or isinstance(prepared, PreparedRaw):
+        return
+    if len(prepared.body) > values.numbers["body_bytes_max"]:
+        raise NotTried(f"this server's limits don't allow it: {len(prepared.body)} bytes")
+    if word_count > values.numbers["rows_max"]:
+        raise NotTried(f"this server's limits don't allow it: {word_count} rows")
+
+
 def _findings(case: Case, words: tuple[str, ...], run: Run, values: Values) -> list[StepFinding]:
     """What fell short in the first request of a case that did; what would follow is not sent any more."""
     prepared = prepare(case.send, values, words)
+    _check_size(case.expect, prepared, values, len(words))
     with client_of(run.server) as client:
         findings = _step(client, run, prepared, case.expect, values, words)
         for step in case.then:
