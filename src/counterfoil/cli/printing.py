@@ -6,6 +6,7 @@ import datetime
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Any
 
 
@@ -30,7 +31,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], title:
     found = [list(row) for row in rows]
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for place, column in enumerate(columns):
-        is_number = bool(found) and all(isinstance(row[place], int | float | None) for row in found)
+        is_number = bool(found) and all(isinstance(row[place], int | float | Decimal | None) for row in found)
         table.add_column(column, justify="right" if is_number else "left", overflow="fold")
     for row in found:
         # Text, because brackets in a name are no markup.
@@ -50,9 +51,9 @@ def iso_utc(at_ms: int | None) -> str | None:
 
 
 def shown(cell: object) -> str:
-    """A cell's text; whole numbers with their thousands apart, nothing for none."""
+    """A cell's text; exact numbers with their thousands apart, nothing for none."""
     if cell is None:
         return ""
     if isinstance(cell, bool):
         return "yes" if cell else "no"
-    return f"{cell:,}" if isinstance(cell, int) else str(cell)
+    return f"{cell:,}" if isinstance(cell, int | Decimal) else str(cell)

@@ -48,7 +48,7 @@ def query(
         _print_document(result.columns, result.rows())
         return
     rows = result.rows()
-    print_table(result.columns, [[_cell(value) for value in row] for row in itertools.islice(rows, ROWS_SHOWN)])
+    print_table(result.columns, [[_shown(value) for value in row] for row in itertools.islice(rows, ROWS_SHOWN)])
     if next(rows, None) is not None:
         print_line(f"and more than these {ROWS_SHOWN:,} rows; --json prints all")
 
@@ -73,6 +73,11 @@ def _print_document(columns: tuple[str, ...], rows: Iterator[tuple[object, ...]]
         line = json.dumps([_cell(value) for value in row], ensure_ascii=False)
         sys.stdout.write(f"{',' if place else ''}\n{line}")
     sys.stdout.write("]}\n")
+
+
+def _shown(value: object) -> object:
+    """A value as a table shows it: a decimal stays a number, and stands at the right."""
+    return value if isinstance(value, decimal.Decimal) else _cell(value)
 
 
 def _cell(value: object) -> object:
