@@ -9,7 +9,7 @@ SDK_VERSIONS := 1.14.0 1.20.0 1.33.0
 SDKS := $(SDK_VERSIONS:%=.sdk/%/.ready)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs format demo bench lock clean
+.PHONY: help run test check docs format demo bench crash lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,9 @@ demo: $(READY) ## Send the CDNOW purchases through the official SDK and compare 
 
 bench: $(READY) ## Measure the speed, with the floors beside it
 	@$(BIN)/python -m bench $(ARGS)
+
+crash: $(READY) ## Kill the server with SIGKILL while clients send: ARGS=--rounds=20
+	@$(BIN)/python -m tests.e2e.crash $(ARGS)
 
 lock: $(READY) ## Resolve the dependencies anew into requirements.lock
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --group dev pyproject.toml -o requirements.lock
