@@ -6,6 +6,7 @@ source; its rows' facts are columns, so that numpy reads them in place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 
 import msgspec
@@ -75,3 +76,9 @@ def key_prefix(source: str) -> bytes:
 def key_hash(prefix: bytes, distinct_id: str) -> bytes:
     """The 16 bytes that stand for (source, distinctId) everywhere: xxh3-128 of the source, a NUL and the distinctId."""
     return xxhash.xxh3_128_digest(prefix + distinct_id.encode())
+
+
+def key_hashes(prefix: bytes, distinct_ids: Sequence[str]) -> list[bytes]:
+    """`key_hash` of each distinctId."""
+    digest = xxhash.xxh3_128_digest
+    return [digest(prefix + distinct_id.encode()) for distinct_id in distinct_ids]

@@ -17,7 +17,9 @@ judging needs besides the body is needed once.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterator
+from time import monotonic
 
 import msgspec
 import structlog
@@ -113,6 +115,7 @@ class Application:
         self.counts = GatewayCounts()
         self._in_flight = 0
         self._log = structlog.get_logger().bind()
+        self._logs_requests = self._log.is_enabled_for(logging.DEBUG)
         self._routes: dict[str, dict[str, Handler]] = {
             f"{BASE_PATH}/batch": _taking(self._batch),
             f"{BASE_PATH}/track": _taking(self._track),
@@ -124,38 +127,35 @@ class Application:
 
     async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
         """Answer one request, whatever it is and whatever goes wrong."""
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = monotonic()
         headers = scope.headers
         incoming = Incoming(headers, exchange, began + self._limits.request_seconds_max)
         call = Call(headers, incoming, self._ids.next(self._clock_ms()))
         self._in_flight += 1
         try:
-            answer = await self._answered(scope, call)
-            # An error's traceback held the body until here.
+            try:
+                answer = await self._handler(scope, call)(call)
+            except Exception as error:  # The edge of a request: everything becomes an answer, and is counted.
+                answer = self._answer_to(error, call)
             if not incoming.is_read:
+                # The error is gone, and with its traceback what of the body it held.
+                self._bodies.release(incoming)
                 await self._bodies.throw_away(incoming)
         finally:
             self._bodies.release(incoming)
             self._in_flight -= 1
         exchange.response_bytes(answer.status, [*answer.headers, (REQUEST_ID_HEADER, call.id_text)], answer.body)
-        seconds = loop.time() - began
+        seconds = monotonic() - began
         self.counts.add_request(call.path, answer.status, seconds, call.body_bytes)
-        self._log.debug(
-            "gateway.answered",
-            request=call.id_text,
-            path=call.path,
-            status=answer.status,
-            body_bytes=call.body_bytes,
-            seconds=seconds,
-        )
-
-    async def _answered(self, scope: Scope, call: Call) -> Answer:
-        try:
-            return await self._handler(scope, call)(call)
-        except Exception as error:  # The edge of a request: everything becomes an answer, and is counted.
-            self._bodies.release(call.incoming)
-            return self._answer_to(error, call)
+        if self._logs_requests:
+            self._log.debug(
+                "gateway.answered",
+                request=call.id_text,
+                path=call.path,
+                status=answer.status,
+                body_bytes=call.body_bytes,
+                seconds=seconds,
+            )
 
     @property
     def in_flight(self) -> int:

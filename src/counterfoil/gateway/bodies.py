@@ -89,15 +89,14 @@ class Bodies:
         incoming.has_begun = True
         exchange = incoming.exchange.__aiter__()
         task = self.deadlines.begin(incoming.until)
-        cut: CutOff | None = None
         try:
-            first = await exchange.__anext__()
-            # Nearly every body is one piece.
-            body = first if len(first) == length else await self._collect(incoming, exchange, first)
+            body = await exchange.__anext__()
+            if len(body) != length:  # Nearly every body is one piece.
+                body = await self._collect(incoming, exchange, body)
         except StopAsyncIteration:
             body = b""
         except asyncio.CancelledError:
-            cut = self.deadlines.end(task)
+            cut = self.deadlines.cut(task)
             if cut is None:
                 raise
             # The connection is given up: nothing more of it is read.
@@ -154,13 +153,13 @@ class Bodies:
         except StopAsyncIteration:
             incoming.is_read = True
         except asyncio.CancelledError:
-            if self.deadlines.end(task) is None:
+            if self.deadlines.cut(task) is None:
                 raise
         finally:
             self.deadlines.end(task)
 
     def release(self, incoming: Incoming) -> None:
-        """The request is answered."""
+        """Nothing of the request is held any more."""
         self.budget.held_bytes -= incoming.held_bytes
         incoming.held_bytes = 0
 

@@ -37,11 +37,12 @@ class Deadlines:
             self._timer = task.get_loop().call_later(SWEEP_SECONDS, self._sweep)
         return task
 
-    def end(self, task: asyncio.Task[object]) -> CutOff | None:
-        """It waits no longer; why it was cancelled, when that was done here."""
+    def end(self, task: asyncio.Task[object]) -> None:
+        """It waits no longer."""
         self._until.pop(task, None)
-        if not self._cut:
-            return None
+
+    def cut(self, task: asyncio.Task[object]) -> CutOff | None:
+        """Why a task was cancelled, when that was done here: then it goes on as if it was not."""
         why = self._cut.pop(task, None)
         if why is not None:
             task.uncancel()

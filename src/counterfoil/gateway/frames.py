@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import zstandard
 
-from counterfoil.contract.facts import EVERY_DESTINATION, RowFlag, key_hash, key_prefix
+from counterfoil.contract.facts import EVERY_DESTINATION, RowFlag, key_hashes, key_prefix
 from counterfoil.contract.rows import JudgedRows
 from counterfoil.queue.frame import FrameDraft, Origin, draft_frame
 from counterfoil.queue.settings import QueueSettings
@@ -22,7 +22,10 @@ from counterfoil.sources import Sender
 # A source has few sets of destinations and few versions of SDKs; what a sender makes up must not grow without end.
 _ORIGINS_MAX = 1024
 
-_TEST = bytes([RowFlag.TEST])
+# Numbers, because an operation on an enum costs as much as judging half a row.
+_TEST = int(RowFlag.TEST)
+_BLOCKED = int(RowFlag.BLOCKED)
+_VERSION_FROM_HEADERS = int(RowFlag.VERSION_FROM_HEADERS)
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):
@@ -50,31 +53,35 @@ class Frames:
         self._rows_max = settings.frame_rows_max
         self._bytes_max = settings.frame_bytes_max
         self._compressor = zstandard.ZstdCompressor() if settings.compression == "zstd" else None
-        self._origins: dict[Origin, bytes] = {}
+        self._origins: dict[tuple[object, ...], bytes] = {}
 
     def draft(self, rows: JudgedRows, receipt: Receipt) -> list[DraftedFrame]:
         """The frames of the accepted rows, in order; none when there are none."""
+        bodies = rows.bodies
+        row_count = len(bodies)
+        if row_count <= self._rows_max and sum(map(len, bodies)) <= self._bytes_max:
+            return [DraftedFrame(self._frame(rows, 0, row_count, receipt), 0, row_count)] if row_count else []
         return [
             DraftedFrame(self._frame(rows, start, end, receipt), start, end)
-            for start, end in _cuts(rows.bodies, self._rows_max, self._bytes_max)
+            for start, end in _cuts(bodies, self._rows_max, self._bytes_max)
         ]
 
     def _frame(self, rows: JudgedRows, start: int, end: int, receipt: Receipt) -> FrameDraft:
         sender = receipt.sender
-        is_whole = end - start == len(rows.bodies)
-        bodies = rows.bodies if is_whole else rows.bodies[start:end]
-        distinct_ids = rows.distinct_ids if is_whole else rows.distinct_ids[start:end]
-        content_hashes = rows.content_hashes if is_whole else rows.content_hashes[start:end]
-        flags = _flags(rows.has_version[start:end], receipt)
+        bodies, distinct_ids, content_hashes = rows.bodies, rows.distinct_ids, rows.content_hashes
+        events, has_version = rows.events, rows.has_version
+        if end - start < len(bodies):
+            bodies, distinct_ids, content_hashes = bodies[start:end], distinct_ids[start:end], content_hashes[start:end]
+            events, has_version = events[start:end], has_version[start:end]
+        flags = _flags(has_version, receipt)
         destination_sets: tuple[tuple[str, ...], ...] = ()
         destination_set = None
         if sender.allowlist is not None:
-            flags, destination_sets, destination_set = _routed(rows.events[start:end], sender, flags)
-        prefix = key_prefix(sender.source)
+            flags, destination_sets, destination_set = _routed(events, sender, flags)
         return draft_frame(
-            origin=self._origin(Origin(sender.source, destination_sets, receipt.sender_version)),
+            origin=self._origin(sender.source, destination_sets, receipt.sender_version),
             rows=bodies,
-            key_hashes=[key_hash(prefix, distinct_id) for distinct_id in distinct_ids],
+            key_hashes=key_hashes(key_prefix(sender.source), distinct_ids),
             content_hashes=content_hashes,
             destination_set=destination_set,
             flags=flags,
@@ -83,22 +90,19 @@ class Frames:
             compressor=self._compressor,
         )
 
-    def _origin(self, origin: Origin) -> bytes:
-        known = self._origins.get(origin)
+    def _origin(self, source: str, destination_sets: tuple[tuple[str, ...], ...], sender_version: str | None) -> bytes:
+        key = (source, destination_sets, sender_version)
+        known = self._origins.get(key)
         if known is None:
             if len(self._origins) >= _ORIGINS_MAX:
                 self._origins.clear()
-            known = self._origins[origin] = msgspec.json.encode(origin)
+            known = self._origins[key] = msgspec.json.encode(Origin(*key))
         return known
 
 
 def _cuts(bodies: Sequence[bytes], rows_max: int, bytes_max: int) -> Iterator[tuple[int, int]]:
     """Where frames begin and end: each takes rows up to `rows_max`, and another as long as it is below `bytes_max`."""
     row_count = len(bodies)
-    if row_count <= rows_max and sum(map(len, bodies)) <= bytes_max:
-        if row_count:
-            yield 0, row_count
-        return
     ends = list(accumulate(map(len, bodies)))
     start = 0
     while start < row_count:
@@ -114,11 +118,11 @@ def _flags(has_version: Sequence[bool], receipt: Receipt) -> bytes | None:
     """The flags that don't hang on the event; None is none."""
     row_count = len(has_version)
     if receipt.sender_version is None:
-        return _TEST * row_count if receipt.sender.is_test else None
-    base = RowFlag.TEST if receipt.sender.is_test else 0
-    without = base | RowFlag.VERSION_FROM_HEADERS
+        return bytes((_TEST,)) * row_count if receipt.sender.is_test else None
+    base = _TEST if receipt.sender.is_test else 0
+    without = base | _VERSION_FROM_HEADERS
     if True not in has_version:
-        return bytes([without]) * row_count
+        return bytes((without,)) * row_count
     return bytes([base if has else without for has in has_version])
 
 
@@ -132,7 +136,7 @@ def _routed(
     for event in dict.fromkeys(events):
         route = sender.route(event)
         index = indexes.setdefault(route.destinations, len(indexes))
-        facts[event] = (0 if route.is_allowed else RowFlag.BLOCKED, index)
+        facts[event] = (0 if route.is_allowed else _BLOCKED, index)
     blocked = bytes([facts[event][0] for event in events])
     if flags is not None:
         blocked = bytes([one | other for one, other in zip(blocked, flags, strict=True)])

@@ -30,7 +30,6 @@ from counterfoil.contract.limits import Limits
 from counterfoil.errors import SettingsInvalid, StartRefused
 from counterfoil.gateway.application import Application
 from counterfoil.gateway.counts import GatewayObserver
-from counterfoil.gateway.rsgi import Exchange, Scope
 from counterfoil.gateway.settings import GatewaySettings
 from counterfoil.gateway.uuid7 import Uuid7
 from counterfoil.queue import FrameSink
@@ -136,15 +135,12 @@ class _Target:
     """What Granian calls."""
 
     def __init__(self, application: Application, on_listening: Callable[[], None]) -> None:
-        self._application = application
         self._on_listening = on_listening
+        self.__rsgi__ = application.__rsgi__
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # Granian listens in the same turn of the loop that calls this.
         loop.call_soon(self._on_listening)
-
-    async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
-        await self._application.__rsgi__(scope, exchange)
 
 
 def _server(settings: GatewaySettings, limits: Limits, target: _Target, address: str, connections_max: int) -> Server:
