@@ -89,6 +89,16 @@ def test_files_that_were_removed_are_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_a_ledger_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    """Where a ledger was made and is gone no second one begins with group 1."""
+    with_groups(tmp_path, 3).close()
+    shutil.move(tmp_path / "ledger", tmp_path / "elsewhere")
+    with pytest.raises(LedgerUnusable, match="the ledger that was made here is gone"):
+        opened(tmp_path)
+    shutil.move(tmp_path / "elsewhere", tmp_path / "ledger")
+    opened(tmp_path).close()
+
+
 def test_a_damaged_block_is_never_read_as_nothing(tmp_path: Path) -> None:
     """Reading over damage raises; it does not end as if there were no more."""
     ledger = with_groups(tmp_path, 150)

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from counterfoil.contract.facts import RowFlag, Verdict, key_hash, key_prefix
+from counterfoil.destinations.interface import HeldRows
 from counterfoil.errors import LedgerWriteFailed
 from counterfoil.ledger import Ledger, SourceCounts, group_of, seq_of
 from counterfoil.ledger.settings import MIB, LedgerSettings
 from counterfoil.ledger.store import Batch, Store
+from counterfoil.pipeline.audit import Held, audit
 from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.pipeline.settle import Settler
 from counterfoil.positions import DirectoryId, FramePosition, RowPosition
@@ -51,7 +53,7 @@ class Toy:
         self.first_content: dict[tuple[str, str], int] = {}
         self.history: dict[tuple[str, str], list[tuple[int, RowPosition, Verdict]]] = {}
         self.counts: dict[str, Counter[Verdict]] = {}
-        self.routed: Counter[str] = Counter()
+        self.meant: dict[str, set[int]] = {name: set() for name in DESTINATIONS}
         self.routed_by_group: dict[str, Counter[int]] = {name: Counter() for name in DESTINATIONS}
 
     def settle(self, group: int, place: int, position: RowPosition, source: str, row: Row) -> Verdict:
@@ -71,6 +73,7 @@ class Toy:
             for name in DESTINATIONS:
                 if row.destinations is None or name in row.destinations:
                     self.routed_by_group[name][group] += 1
+                    self.meant[name].add(seq_of(group, place))
         return verdict
 
 
@@ -263,6 +266,21 @@ class Books(RuleBasedStateMachine):
             self.step()
         assert set(self.settled) == set(self.rows_of)
         assert self.ledger.books().damaged_frames == self.damages
+        found = audit(self.ledger, self.queue, {name: self.held_by(name) for name in self.ledger.destinations()})
+        assert found.is_balanced, found.differences
+
+    def held_by(self, name: str) -> Held:
+        """A destination that holds what the toy says was delivered to it."""
+
+        def held(first_seq: int, last_seq: int) -> list[HeldRows]:
+            return [
+                HeldRows(source, [seq], [distinct_id])
+                for (source, distinct_id), history in self.toy.history.items()
+                for seq, _, verdict in history
+                if verdict is Verdict.NEW and seq in self.toy.meant[name] and first_seq <= seq <= last_seq
+            ]
+
+        return held
 
 
 TestBooks = Books.TestCase

@@ -30,6 +30,7 @@ from uuid import UUID
 
 from counterfoil.contract.facts import Verdict
 from counterfoil.errors import LedgerUnusable, LedgerWriteFailed
+from counterfoil.files import RealFiles
 from counterfoil.ledger.generations import (
     Generation,
     LedgerClock,
@@ -113,12 +114,22 @@ class Ledger:
 
         "read" sees the moment of opening (see `catch_up`), also while another process writes. Raises LedgerUnusable
         with one line when it is another queue's, of a newer format, damaged, in use by another writer or not there.
+
+        A ledger is made once: where one was made and is gone there would be another beginning with group 1, and
+        destinations would take its groups for those they hold.
         """
+        made = path.with_name(f"{path.name}.made")
+        if mode == "write" and made.exists() and not path.is_dir():
+            raise LedgerUnusable(
+                f"{path}: the ledger that was made here is gone; bring it back, or begin a new data_dir"
+            )
         store = Store(path, settings, is_writer=mode == "write")
         try:
             if mode == "write" and store.get(FACTS, _FORMAT) is None:
                 _begin(store, ledger_id)
             _check(store, path, ledger_id)
+            if mode == "write" and not made.exists():
+                RealFiles().write_whole(made, f"{ledger_id}\n".encode())
             return cls(store, settings.horizon_days * MS_A_DAY, is_writer=mode == "write")
         except BaseException:
             store.close()
