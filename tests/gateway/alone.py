@@ -22,6 +22,7 @@ import structlog
 from counterfoil.contract.limits import Limits
 from counterfoil.files import RealFiles
 from counterfoil.gateway.settings import GatewaySettings
+from counterfoil.gateway.tuning import end_process, tune_process
 from counterfoil.gateway.worker import run_worker
 from counterfoil.queue.settings import QueueSettings
 from counterfoil.queue.writer import SegmentWriter
@@ -91,4 +92,6 @@ if __name__ == "__main__":
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    tune_process()
     asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])))
+    end_process()

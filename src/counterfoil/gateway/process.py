@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +11,7 @@ from counterfoil.contract.limits import Limits
 from counterfoil.errors import SettingsInvalid, StartRefused
 from counterfoil.files import RealFiles
 from counterfoil.gateway.settings import GatewaySettings
+from counterfoil.gateway.tuning import end_process, tune_process
 from counterfoil.gateway.worker import run_worker
 from counterfoil.lifeline import Lifeline
 from counterfoil.queue.settings import QueueSettings
@@ -41,11 +41,13 @@ def main() -> None:
     line = Lifeline.of_stdin()
     asked = GatewayProcess.model_validate_json(line.settings())
     configure_logs(asked.name)
+    tune_process()
     try:
         asyncio.run(work(asked, line))
     except (StartRefused, SettingsInvalid) as refused:
         line.refuse(str(refused))
-        sys.exit(1)
+        end_process(1)
+    end_process()
 
 
 async def work(asked: GatewayProcess, line: Lifeline) -> None:
