@@ -72,7 +72,7 @@ def close_leftovers(directory: WriterDirectory, files: Files, quarantine: Quaran
     segment = SegmentFile(directory.segment_path(newest), directory.id, newest)
     is_flushed = _flush(segment.path, files)
     segment.forget_cached()
-    tail = plan_tail(scan_frames(segment, start), is_flushed=is_flushed or published is None)
+    tail = plan_tail(scan_frames(segment, start), is_flushed=is_flushed, is_published=published is not None)
     if tail.cut_at is not None:
         _cut(segment, tail.cut_at, tail.reason, files, quarantine)
     return Left(newest=newest, flushed=tail.flushed, last_number=highest)
@@ -121,21 +121,24 @@ def scan_frames(segment: SegmentFile, start: int) -> Scan:
     return Scan(start=start, size=size, frames=frames, reasons=reasons)
 
 
-def plan_tail(scan: Scan, *, is_flushed: bool) -> Tail:
+def plan_tail(scan: Scan, *, is_flushed: bool, is_published: bool = True) -> Tail:
     """Where a segment ends that was just flushed, or could not be (I5, I6).
 
     A bad place is proven when a whole frame, anywhere after it, was written when it had been flushed. The first that
-    is not proven is where the tail is torn.
+    is not proven is where the tail is torn. Where nothing is published, which no power cut does, every whole frame
+    may have been acknowledged, and proves all that lies before it.
     """
     proven = max((flushed for _, _, flushed in scan.frames), default=scan.start)
     proven = max(proven, scan.start)
-    if not is_flushed:
+    if is_published and not is_flushed:
         return Tail(flushed=proven, cut_at=None)
+    whole = max((offset + frame_bytes for offset, frame_bytes, _ in scan.frames), default=scan.start)
+    if not is_published:
+        proven = max(proven, whole)
     for at, reason in scan.reasons.items():
         if at >= proven:
             return Tail(flushed=at, cut_at=at, reason=reason)
-    end = max((offset + frame_bytes for offset, frame_bytes, _ in scan.frames), default=scan.start)
-    return Tail(flushed=max(end, proven), cut_at=None)
+    return Tail(flushed=max(whole, proven), cut_at=None)
 
 
 def _set_strays_aside(
