@@ -9,16 +9,17 @@ SDK_VERSIONS := 1.14.0 1.20.0 1.33.0
 SDKS := $(SDK_VERSIONS:%=.sdk/%/.ready)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs format demo bench crash lock clean
+.PHONY: help run test check docs format demo bench crash backfill-campaign lock clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 run: $(READY) ## Set everything up and start the gateway with embedded defaults
 	@test -e counterfoil.toml || $(BIN)/counterfoil init
 	@exec $(BIN)/counterfoil serve
 
 test: $(READY) $(SDKS) ## Set everything up and pass the tests
+	@tests/install-components
 	@$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 check: $(READY) ## Lint, types, import rules and links of the docs
@@ -35,14 +36,18 @@ format: $(READY) ## Format the code
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-demo: $(READY) ## Send the CDNOW purchases through the official SDK and compare the sums
+demo: $(READY) ## Send the CDNOW purchases through the official SDK, then by backfill; compare the sums
 	@$(BIN)/python examples/cdnow/demo.py
+	@$(BIN)/python examples/cdnow/backfill_demo.py
 
 bench: $(READY) ## Measure the speed, with the floors beside it
 	@$(BIN)/python -m bench $(ARGS)
 
 crash: $(READY) ## Kill the server with SIGKILL while clients send: ARGS=--rounds=20
 	@$(BIN)/python -m tests.e2e.crash $(ARGS)
+
+backfill-campaign: $(READY) ## Backfill through a dropping proxy, sender and server killed: ARGS="--rows 10000000"
+	@$(BIN)/python -m tests.e2e.backfill_campaign $(ARGS)
 
 lock: $(READY) ## Resolve the dependencies anew into requirements.lock
 	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --group dev pyproject.toml -o requirements.lock
