@@ -55,6 +55,7 @@ def test_an_event_is_one_line_of_json_with_its_fields(lines: io.StringIO) -> Non
     """A line names event, level, time in UTC, process, and the fields."""
     structlog.get_logger().warning("queue.tail_cut", segment=7, path=Path("a/b"), is_last=True)
     [event] = events(lines)
+    assert list(event)[:5] == ["timestamp", "level", "event", "process", "pid"]
     assert event.pop("timestamp").endswith("Z")
     assert event.pop("pid") > 0
     assert event == {

@@ -61,6 +61,7 @@ def write_events(
             structlog.processors.TimeStamper(fmt="%H:%M:%S" if is_terminal else "iso", utc=not is_terminal),
             describe_exception,
             keep_safe_values,
+            _in_order,
             structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)
             if is_terminal
             else structlog.processors.JSONRenderer(),
@@ -125,6 +126,12 @@ def _named(process: str) -> structlog.typing.Processor:
         return event
 
     return add_process
+
+
+def _in_order(_: object, __: str, event: EventDict) -> EventDict:
+    """When, how grave, what, who; then the fields: a line is read from the left."""
+    first = {name: event.pop(name) for name in ("timestamp", "level", "event", "process", "pid") if name in event}
+    return {**first, **event}
 
 
 def _exception_of(exc_info: object) -> BaseException | None:
