@@ -36,9 +36,11 @@ from counterfoil.config import Settings
 from counterfoil.console.process import ConsoleProcess
 from counterfoil.datadir import DataDir, Part
 from counterfoil.errors import SettingsInvalid, StartRefused
+from counterfoil.files import RealFiles
 from counterfoil.gateway.process import GatewayProcess
 from counterfoil.lifeline import Refused
 from counterfoil.pipeline.process import PipelineProcess
+from counterfoil.queue.recovery import recover_idle
 from counterfoil.telemetry.logs import configure_logs
 
 log = structlog.get_logger()
@@ -78,6 +80,7 @@ def _run(part: Part, settings: Settings) -> int:
     ledger_id = data_dir.make()
     with data_dir.lock(part) as inherited:
         check_listening(part, settings)
+        recover_queue(data_dir)
         metrics_dir = data_dir.run / "metrics"
         forget_counts(metrics_dir, part)
         plan = plan_processes(part, settings, ledger_id, metrics_dir)
@@ -85,6 +88,17 @@ def _run(part: Part, settings: Settings) -> int:
 
 
 # What must be so before anything starts
+
+
+def recover_queue(data_dir: DataDir) -> None:
+    """Make readable what an earlier life left in writers' directories that no worker of this life may take.
+
+    A disk that can't be read or flushed just now keeps nobody from starting: workers and pipeline meet it themselves.
+    """
+    try:
+        recover_idle(data_dir.queue, RealFiles(), data_dir.quarantine)
+    except OSError as problem:
+        log.error("supervisor.queue_not_recovered", errno=problem.errno)
 
 
 def check_listening(part: Part, settings: Settings) -> None:

@@ -129,6 +129,22 @@ def test_rows_are_taken_while_the_pipeline_is_down(make_server: MakeServer) -> N
     assert server.stop() == 0
 
 
+def test_fewer_workers_read_what_more_of_them_left(make_server: MakeServer) -> None:
+    """A power cut leaves an old published place: a directory that no worker takes is read to its end all the same."""
+    server = make_server(workers=2).start()
+    queue = server.directory / "data" / "queue"
+    old = {path: path.read_bytes() for path in queue.glob("*/flushed")}
+    names = [f"o-{number}" for number in range(40)]
+    # A connection a row: the kernel hands them to both workers.
+    assert {track(server, name).status_code for name in names} == {200}
+    server.kill()
+    for path, content in old.items():
+        path.write_bytes(content)
+    server.config.write_text(server.config.read_text().replace("workers = 2", "workers = 1"))
+    server.start()
+    assert len(server.rows_of(*names)) == 40
+
+
 def test_killing_the_supervisor_leaves_no_orphan(make_server: MakeServer) -> None:
     """When the supervisor alone is killed, all others end by themselves, and a new server starts at once."""
     server = make_server(workers=2).start()
