@@ -9,37 +9,9 @@ import pytest
 import xxhash
 
 from counterfoil.contract.limits import Limits
-from counterfoil.contract.requests import read_batch, read_identify, read_track
-from counterfoil.contract.rows import JudgedRows, RowRules, judge_batch, judge_identify, judge_track
-
-NOW_MS = 1_780_000_000_000
-DAY_MS = 86_400_000
-RULES = RowRules(Limits(), 7 * DAY_MS, 300_000)
-MADE = "01890a5d-ac96-774b-bcce-b302099a8057"
-
-
-def judged(*rows: bytes | dict[str, Any], rules: RowRules = RULES) -> JudgedRows:
-    texts = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
-    body = b'{"token":"t","events":[' + b",".join(texts) + b"]}"
-    return judge_batch(read_batch(body, rules.limits), rules, NOW_MS)
-
-
-def row(**fields: Any) -> dict[str, Any]:
-    return {"event": "Sign Up", "distinctId": "1"} | fields
-
-
-def canonical(*args: Any, **fields: Any) -> Any:
-    """The canonical row that a row becomes, alone."""
-    result = judged(*args or [row(**fields)])
-    assert not result.faults, result.faults
-    return json.loads(result.bodies[0])
-
-
-def fault(*args: Any, **fields: Any) -> str:
-    """The message of a row that is invalid, without where it lies."""
-    message = judged(row(), *args or [row(**fields)]).faults[1]
-    assert message.startswith("events[1]")
-    return message.removeprefix("events[1]").removeprefix(".").removeprefix(": ")
+from counterfoil.contract.requests import read_identify, read_track
+from counterfoil.contract.rows import JudgedRows, RowRules, judge_identify, judge_track
+from tests.contract.judging import DAY_MS, MADE, NOW_MS, RULES, canonical, fault, judged, row
 
 
 def test_a_row_becomes_its_canonical_bytes() -> None:
@@ -102,12 +74,12 @@ def test_the_servers_own_facts_are_no_part_of_a_row() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"distinctId": None}, "distinctId: expected a string of 1 to 400 characters, found none"),
+        ({"distinctId": None}, "distinctId: expected a string of 1 to 400 characters, found null"),
         ({"distinctId": " "}, "distinctId: expected a string of 1 to 400 characters, found an empty string"),
         ({"distinctId": 1}, "distinctId: expected a string of 1 to 400 characters, found a number"),
         ({"distinctId": "x" * 401}, "distinctId: expected a string of 1 to 400 characters, found 401 characters"),
         ({"distinctId": "😀" * 201}, "distinctId: expected a string of 1 to 400 characters, found 402 characters"),
-        ({"event": None}, "event: expected a string of 1 to 1000 characters, found none"),
+        ({"event": None}, "event: expected a string of 1 to 1000 characters, found null"),
         ({"event": "x" * 1001}, "event: expected a string of 1 to 1000 characters, found 1001 characters"),
         ({"userId": "x" * 401}, "userId: expected a string of at most 400 characters, found 401 characters"),
         ({"email": True}, "email: expected a string of at most 1000 characters, found a boolean"),
@@ -164,10 +136,108 @@ def test_the_window_includes_its_ends_and_a_source_can_widen_it() -> None:
     assert judged(row(time=-62_135_596_800_001), row(time=-1e300), rules=endless).faults.keys() == {0, 1}
 
 
+@pytest.mark.parametrize(
+    ("sent", "text"),
+    [
+        (1, "1"),
+        (1.0, "1"),
+        (1e21, "1e+21"),
+        (True, "true"),
+        (False, "false"),
+        (12345678901234567890, "12345678901234567000"),
+    ],
+)
+def test_scalars_become_text_as_javascript_prints_them(sent: Any, text: str) -> None:
+    """`externalId` everywhere, `distinctId` in /track alone; numbers are doubles first."""
+    assert canonical(externalId=sent)["externalId"] == text
+    assert json.loads(track(distinctId=sent).bodies[0])["distinctId"] == text
+    assert fault(distinctId=sent).startswith("distinctId: expected a string of 1 to 400 characters, found a ")
+
+
+def test_what_is_no_scalar_does_not_become_text() -> None:
+    """An object or an array is a fault, and so is a number that is none to JavaScript."""
+    assert fault(externalId={}) == "externalId: expected a string of at most 400 characters, found an object"
+    assert fault(externalId=10**309) == "externalId: expected numbers within a double's range, found a larger one"
+    assert "distinctId: expected a string of 1 to 400 characters, found an array" in track(distinctId=[]).faults[0]
+
+
+def test_duplicate_keys_count_with_their_last_value() -> None:
+    """At every depth, and whatever the earlier ones hold."""
+    text = (
+        b'{"event":1,"distinctId":"1","event":"a","eventProperties":{"x":1,"x":{"y":1,"y":2}},"time":null,"time":null}'
+    )
+    assert canonical(text) == {"event": "a", "distinctId": "1", "eventProperties": {"x": {"y": 2}}}
+
+
+def test_nul_is_kept() -> None:
+    """It is a character like any other, in identifiers too."""
+    text = b'{"event":"\\u0000","distinctId":"a\\u0000b","eventProperties":{"\\u0000":"\\u0000"}}'
+    assert canonical(text) == {"event": "\0", "distinctId": "a\0b", "eventProperties": {"\0": "\0"}}
+    assert b"\0" not in judged(text).bodies[0]
+
+
+def test_nesting_of_64_levels_is_accepted_and_65_are_not() -> None:
+    """The row is the first level; arrays and objects count alike, brackets in strings not at all."""
+
+    def nested(levels: int) -> bytes:
+        arrays = b"[" * (levels - 3) + b'"[[[{"' + b"]" * (levels - 3)
+        return b'{"event":"a","distinctId":"1","eventProperties":{"a":{"b":' + arrays + b"}}}"
+
+    assert not judged(nested(64)).faults
+    assert fault(nested(65)) == "expected at most 64 levels of nesting, found more"
+    unknown = b'{"event":"a","distinctId":"1","x":' + b'{"a":' * 63 + b"1" + b"}" * 64
+    assert not judged(unknown).faults
+    assert fault(unknown.replace(b"1}", b"[]}")) == "expected at most 64 levels of nesting, found more"
+
+
+def test_integers_of_any_size_are_kept_exactly() -> None:
+    """In free-form data below the top level, where they become strings, and in unknown fields."""
+    for digits in ("18446744073709551616", "-" + "9" * 400, "7" * 4300, "8" * 20_000):
+        text = b'{"event":"a","distinctId":"1","eventProperties":{"a":N,"b":[N]},"x":{"y":N},"z":N}'
+        body = judged(text.replace(b"N", digits.encode())).bodies[0].decode()
+        assert (
+            f'"eventProperties":{{"a":"{digits}","b":[{digits}]}},"extra":{{"x":{{"y":{digits}}},"z":{digits}}}' in body
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b'"event":"\\ud800"', "event: expected strings of whole characters, found a lone surrogate"),
+        (
+            b'"eventProperties":{"a":["\\udfff"]}',
+            "eventProperties: expected strings of whole characters, found a lone surrogate",
+        ),
+        (
+            b'"eventProperties":{"\\udfff":1}',
+            "eventProperties: expected strings of whole characters, found a lone surrogate",
+        ),
+        (b'"userProperties":{"city":"\xc3"}', "userProperties.city: expected UTF-8, found other bytes"),
+        (b'"userProperties":{"\xc3":1}', "userProperties: expected UTF-8, found other bytes"),
+        (b'"userProperties":{"zz":"\xc3"}', "userProperties: expected UTF-8, found other bytes in an unknown field"),
+        (
+            b'"userProperties":{"consent":{"a":1e400}}',
+            "userProperties.consent: expected numbers within a double's range, found a larger one",
+        ),
+        (b'"time":1e400', "time: expected numbers within a double's range, found a larger one"),
+        (
+            b'"time":-1e400,"email":1',
+            "email: expected a string of at most 1000 characters, found a number (and 1 more)",
+        ),
+    ],
+)
+def test_what_nobody_can_read_is_named_by_its_field(text: bytes, message: str) -> None:
+    """As near as the contract's own names go, and counted like every other fault."""
+    assert fault(b'{"event":"a","distinctId":"1",' + text + b"}") == message
+
+
 POISON: list[tuple[bytes, str]] = [
-    (b'{"a":"\\ud800"}', "expected strings of whole characters, found a lone surrogate"),
-    (b'{"a":"\xff"}', "expected UTF-8, found other bytes"),
-    (b'{"a":1e400}', "expected numbers within a double's range, found a larger one"),
+    (b'"\\ud800"', "expected strings of whole characters, found a lone surrogate"),
+    (b'"\xff"', "expected UTF-8, found other bytes"),
+    (b"1e400", "expected numbers within a double's range, found a larger one"),
+    (b'{"\\ud800":1}', "expected strings of whole characters, found a lone surrogate"),
+    (b'{"event":"a","distinctId":"1","a":"\xff"}', "expected UTF-8, found other bytes in an unknown field"),
+    (b'{"event":"a","distinctId":1e400}', "distinctId: expected numbers within a double's range, found a larger one"),
     (b"[" * 10_000 + b"]" * 10_000, "expected at most 64 levels of nesting, found more"),
     (b"[" * 65 + b"]" * 65, "expected at most 64 levels of nesting, found more"),
     (b"null", "expected an object, found null"),
@@ -209,10 +279,14 @@ def test_an_invalid_track_names_its_field_without_an_index() -> None:
     assert track(event="").faults == {0: "event: expected a string of 1 to 1000 characters, found an empty string"}
 
 
+def identify(**fields: Any) -> JudgedRows:
+    body = json.dumps({"token": "t"} | fields).encode()
+    return judge_identify(read_identify(body, RULES.limits), RULES, NOW_MS, MADE)
+
+
 def test_an_identify_is_a_row_of_its_own_event() -> None:
     """Fields of other rows are unknown ones in it."""
-    body = json.dumps({"token": "t", "userProperties": {}, "event": "x", "distinctId": "1", "time": 0, "userId": "u"})
-    result = judge_identify(read_identify(body.encode(), RULES.limits), RULES, NOW_MS, MADE)
+    result = identify(userProperties={}, event="x", distinctId="1", time=0, userId="u")
     assert json.loads(result.bodies[0]) == {
         "event": "$identify",
         "distinctId": MADE,
@@ -221,3 +295,13 @@ def test_an_identify_is_a_row_of_its_own_event() -> None:
         "extra": {"event": "x", "distinctId": "1", "time": 0},
     }
     assert result.events == ["$identify"]
+    assert result.content_hashes == [
+        xxhash.xxh3_64_digest(result.bodies[0].replace(b'"distinctId":"%b",' % MADE.encode(), b""))
+    ]
+
+
+def test_an_identify_needs_user_properties() -> None:
+    """They may be empty, but neither absent nor null."""
+    assert identify().faults == {0: "userProperties: expected an object, found none"}
+    assert identify(userProperties=None).faults == {0: "userProperties: expected an object, found null"}
+    assert not identify(userProperties={}, eventProperties=None).faults

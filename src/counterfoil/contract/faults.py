@@ -28,14 +28,13 @@ def message_of(faults: list[Fault], row_path: str) -> str:
 
 def kind_of(value: object) -> str:
     """What kind of thing a decoded JSON value is."""
-    if value is None:
-        return "null"
-    if value is True or value is False:
-        return "a boolean"
-    if isinstance(value, str):
-        return "a string"
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "an array"
-    return "a number"
+    return _KINDS.get(type(value), "a number")
+
+
+_KINDS = {
+    type(None): "null",
+    bool: "a boolean",
+    str: "a string",
+    dict: "an object",
+    list: "an array",
+}
