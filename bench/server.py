@@ -21,6 +21,7 @@ from granian.server.embed import Server
 
 from counterfoil.contract.limits import Limits
 from counterfoil.files import RealFiles
+from counterfoil.gateway.rates import SharedRates
 from counterfoil.gateway.rsgi import Exchange, Scope
 from counterfoil.gateway.settings import GatewaySettings
 from counterfoil.gateway.tuning import end_process, tune_process
@@ -76,6 +77,7 @@ async def serve_gateway(port: int, directory: Path) -> None:
         sources,
         writer,
         stop=stop,
+        rates=SharedRates.open(directory / "rates"),
         observer=GatewayMetrics(registry),
         on_listening=say_listening,
     )

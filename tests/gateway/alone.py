@@ -21,6 +21,7 @@ import structlog
 
 from counterfoil.contract.limits import Limits
 from counterfoil.files import RealFiles
+from counterfoil.gateway.rates import SharedRates
 from counterfoil.gateway.settings import GatewaySettings
 from counterfoil.gateway.tuning import end_process, tune_process
 from counterfoil.gateway.worker import run_worker
@@ -82,6 +83,7 @@ async def serve(directory: Path, port: int, given: dict[str, Any]) -> None:
         Sources([SOURCE], limits),
         writer,
         stop=stop,
+        rates=SharedRates.open(directory / "rates"),
         on_listening=lambda: print("listening", flush=True),  # noqa: T201
     )
     await writer.close()

@@ -14,7 +14,9 @@ import httpx
 
 from counterfoil.contract.limits import Limits
 from counterfoil.files import Files, RealFiles
+from counterfoil.gateway.application import Application
 from counterfoil.gateway.counts import GatewayObserver
+from counterfoil.gateway.rates import Rates, SharedRates
 from counterfoil.gateway.settings import GatewaySettings
 from counterfoil.gateway.worker import run_worker, wall_clock_ms
 from counterfoil.queue import FrameSink
@@ -62,6 +64,7 @@ class RunningGateway:
         sink: Sink = lambda sink: sink,
         clock_ms: Callable[[], int] = wall_clock_ms,
         observer: GatewayObserver | None = None,
+        rates: Rates | None = None,
         **settings: Any,
     ) -> None:
         self.directory = directory
@@ -74,6 +77,8 @@ class RunningGateway:
         self._sink = sink
         self._clock_ms = clock_ms
         self._observer = observer
+        self._rates = rates or SharedRates.open(directory / "rates")
+        self._applications: list[Application] = []
         self._is_listening = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
@@ -105,6 +110,15 @@ class RunningGateway:
         self._thread.join()
         if self._error is not None:
             raise self._error
+
+    def reload(self, sources: Sequence[SourceSettings], limits: Limits | None = None) -> None:
+        """Replace sources and limits while it runs; returns when it is done."""
+        assert self._loop is not None
+
+        async def replace() -> None:
+            self._applications[0].reload(sources, limits or self.limits)
+
+        asyncio.run_coroutine_threadsafe(replace(), self._loop).result()
 
     def post(self, path: str, body: bytes | dict[str, Any], **headers: str) -> httpx.Response:
         """POST to a path below /api/v1, as JSON unless `headers` (with _ for -) say otherwise."""
@@ -161,9 +175,11 @@ class RunningGateway:
                 self.sources,
                 self._sink(writer),
                 stop=self._stop,
+                rates=self._rates,
                 on_listening=self._is_listening.set,
                 clock_ms=self._clock_ms,
                 observer=self._observer,
+                on_application=self._applications.append,
             )
         finally:
             await writer.close()

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+import math
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from time import monotonic
 
 import msgspec
@@ -40,15 +41,17 @@ from counterfoil.contract.requests import IdentifyRequest, TrackRequest, read_ba
 from counterfoil.contract.rows import IDENTIFY_EVENT, JudgedRows, RowRules, judge_batch, judge_identify, judge_track
 from counterfoil.errors import DiskReserveReached, FlushFailed, QueueRefused
 from counterfoil.gateway.bodies import Bodies, BodyBudget, Incoming, OverBudget, Stopping
+from counterfoil.gateway.cors import Cors
 from counterfoil.gateway.counts import GatewayCounts
 from counterfoil.gateway.deadlines import Deadlines
 from counterfoil.gateway.frames import Frames, Receipt
+from counterfoil.gateway.rates import Rates
 from counterfoil.gateway.rsgi import Exchange, Headers, Scope
 from counterfoil.gateway.settings import GatewaySettings
 from counterfoil.gateway.uuid7 import Uuid7, uuid_text
 from counterfoil.queue import FrameSink
 from counterfoil.queue.settings import QueueSettings
-from counterfoil.sources import Sender, Sources
+from counterfoil.sources import Sender, Sources, SourceSettings
 from counterfoil.telemetry.metrics import OTHER_PATH
 
 BASE_PATH = "/api/v1"
@@ -99,12 +102,15 @@ class Application:
         sources: Sources,
         sink: FrameSink,
         *,
+        rates: Rates,
         clock_ms: Callable[[], int],
         ids: Uuid7,
     ) -> None:
         self._limits = limits
         self._sources = sources
         self._sink = sink
+        self._rates = rates
+        self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._clock_ms = clock_ms
         self._ids = ids
         self._frames = Frames(queue)
@@ -117,12 +123,12 @@ class Application:
         self._log = structlog.get_logger().bind()
         self._logs_requests = self._log.is_enabled_for(logging.DEBUG)
         self._routes: dict[str, dict[str, Handler]] = {
-            f"{BASE_PATH}/batch": _taking(self._batch),
-            f"{BASE_PATH}/track": _taking(self._track),
-            f"{BASE_PATH}/identify": _taking(self._identify),
-            f"{BASE_PATH}/limits": _showing(self._show_limits),
-            "/livez": _showing(self._live),
-            "/readyz": _showing(self._ready),
+            f"{BASE_PATH}/batch": self._taking(self._batch),
+            f"{BASE_PATH}/track": self._taking(self._track),
+            f"{BASE_PATH}/identify": self._taking(self._identify),
+            f"{BASE_PATH}/limits": self._showing(self._show_limits),
+            "/livez": self._showing(self._live),
+            "/readyz": self._showing(self._ready),
         }
 
     async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
@@ -144,7 +150,10 @@ class Application:
         finally:
             self._bodies.release(incoming)
             self._in_flight -= 1
-        exchange.response_bytes(answer.status, [*answer.headers, (REQUEST_ID_HEADER, call.id_text)], answer.body)
+        answer_headers = [*answer.headers, (REQUEST_ID_HEADER, call.id_text)]
+        if self._cors is not None:
+            answer_headers += self._cors.answer_headers(headers)
+        exchange.response_bytes(answer.status, answer_headers, answer.body)
         seconds = monotonic() - began
         self.counts.add_request(call.path, answer.status, seconds, call.body_bytes)
         if self._logs_requests:
@@ -174,8 +183,15 @@ class Application:
         """Stop what runs by itself; closing twice is harmless."""
         self._deadlines.close()
 
-    def replace_limits(self, limits: Limits) -> None:
-        """Hold later requests to other limits."""
+    def reload(
+        self, sources: Sequence[SourceSettings], limits: Limits, destinations: Collection[str] | None = None
+    ) -> None:
+        """Judge later requests by these; those that have come go on by what they found. On the event loop only.
+
+        Raises SettingsInvalid, and then everything stays as it is. How long a request's headers may take is Granian's
+        to watch, and stays what it was at the start.
+        """
+        self._sources.replace(sources, limits, destinations)
         self._limits = self._bodies.limits = limits
 
     def _handler(self, scope: Scope, call: Call) -> Handler:
@@ -214,7 +230,7 @@ class Application:
         """Judge the rows of a /batch, and give the accepted ones to the queue."""
         request = read_batch(body, self._limits)
         row_count = len(request.rows)
-        sender = self._sender(request.token)
+        sender = self._sender(request.token, row_count)
         receipt = self._receipt(call, sender)
         taken = _TakenBatch(sender.source, row_count)
         for start, end in _pieces(row_count, request.body_bytes):
@@ -244,7 +260,7 @@ class Application:
             async with self._turn:
                 body = await self._bodies.inflate(call.incoming, body)
         request = read(body, self._limits)
-        sender = self._sender(request.token)
+        sender = self._sender(request.token, 1)
         receipt = self._receipt(call, sender)
         rows = judge(request, sender.rules, receipt.received_at_ms, call.id_text)
         if rows.faults:
@@ -270,13 +286,18 @@ class Application:
         call.body_bytes = len(body)
         return body
 
-    def _sender(self, token: str) -> Sender:
+    def _sender(self, token: str, row_count: int) -> Sender:
+        """Whose token it is, if so many rows of it can be taken now."""
         sender = self._sources.find(token)
         if sender is None:
             raise rejections.token_unknown()
         refusal = self._sink.refusal()
         if refusal is not None:
             raise refusal
+        if sender.rows_per_second_max:
+            wait_seconds = self._rates.take(sender.source, row_count, sender.rows_per_second_max)
+            if wait_seconds:
+                raise rejections.rate_limited(math.ceil(wait_seconds))
         return sender
 
     def _receipt(self, call: Call, sender: Sender) -> Receipt:
@@ -295,6 +316,21 @@ class Application:
         if self._sink.refusal() is not None:
             return _not_ready("the queue takes no rows now")
         return Answer(200, b'{"success":true}')
+
+    def _taking(self, handler: Handler) -> dict[str, Handler]:
+        return self._with_options({"POST": handler})
+
+    def _showing(self, handler: Handler) -> dict[str, Handler]:
+        return self._with_options({"GET": handler, "HEAD": handler})
+
+    def _with_options(self, handlers: dict[str, Handler]) -> dict[str, Handler]:
+        methods = ", ".join((*handlers, "OPTIONS"))
+
+        async def options(call: Call) -> Answer:
+            preflight = () if self._cors is None else self._cors.preflight_headers(call.headers, methods)
+            return Answer(204, b"", (("allow", methods), *preflight))
+
+        return handlers | {"OPTIONS": options}
 
     def _answer_to(self, error: Exception, call: Call) -> Answer:
         """The answer to what went wrong: the one place where an error becomes one."""
@@ -328,23 +364,6 @@ class _TakenBatch:
         self.faults: dict[int, str] = {}
         self.waiting: list[tuple[Awaitable[object], list[int]]] = []
         """Each frame's future, and its rows' indexes."""
-
-
-def _taking(handler: Handler) -> dict[str, Handler]:
-    return _with_options({"POST": handler})
-
-
-def _showing(handler: Handler) -> dict[str, Handler]:
-    return _with_options({"GET": handler, "HEAD": handler})
-
-
-def _with_options(handlers: dict[str, Handler]) -> dict[str, Handler]:
-    answer = Answer(204, b"", (("allow", ", ".join((*handlers, "OPTIONS"))),))
-
-    async def options(call: Call) -> Answer:
-        return answer
-
-    return handlers | {"OPTIONS": options}
 
 
 def _pieces(row_count: int, body_bytes: int) -> Iterator[tuple[int, int]]:

@@ -31,3 +31,6 @@ class GatewaySettings(BaseModel):
     bodies_bytes_max: Annotated[int, Field(ge=MIB)] = Field(
         48 * MIB, description="Bytes of bodies, before and after inflating, that a worker holds at once."
     )
+    cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = Field(
+        default=(), description="Origins whose pages may send, as https://example.org; * is every one; empty: none."
+    )

@@ -30,6 +30,7 @@ from counterfoil.contract.limits import Limits
 from counterfoil.errors import SettingsInvalid, StartRefused
 from counterfoil.gateway.application import Application
 from counterfoil.gateway.counts import GatewayObserver
+from counterfoil.gateway.rates import Rates
 from counterfoil.gateway.settings import GatewaySettings
 from counterfoil.gateway.uuid7 import Uuid7
 from counterfoil.queue import FrameSink
@@ -68,17 +69,23 @@ async def run_worker(
     sink: FrameSink,
     *,
     stop: asyncio.Event,
+    rates: Rates,
     observer: GatewayObserver | None = None,
     on_listening: Callable[[], None] = lambda: None,
+    on_application: Callable[[Application], None] = lambda _: None,
     clock_ms: Callable[[], int] = wall_clock_ms,
     ids: Uuid7 | None = None,
 ) -> None:
     """Serve until `stop` is set, then answer what is in flight and return.
 
-    Raises StartRefused when the port can't be had, SettingsInvalid when the certificate can't be used.
+    `on_application` is given the running application, whose sources and limits can be replaced (`reload`). Raises
+    StartRefused when the port can't be had, SettingsInvalid when the certificate can't be used.
     """
     address = probe_port(settings.host, settings.port)
-    application = Application(settings, limits, queue, sources, sink, clock_ms=clock_ms, ids=ids or Uuid7())
+    application = Application(
+        settings, limits, queue, sources, sink, rates=rates, clock_ms=clock_ms, ids=ids or Uuid7()
+    )
+    on_application(application)
     target = _Target(application, on_listening)
     server = _server(settings, limits, target, address, take_descriptors(settings.connections_max))
     serving = asyncio.create_task(server.serve(), name="granian")
