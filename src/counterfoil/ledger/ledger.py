@@ -119,7 +119,7 @@ class Ledger:
         destinations would take its groups for those they hold.
         """
         made = path.with_name(f"{path.name}.made")
-        if mode == "write" and made.exists() and not path.is_dir():
+        if mode == "write" and made.exists() and not (path / "CURRENT").exists():
             raise LedgerUnusable(
                 f"{path}: the ledger that was made here is gone; bring it back, or begin a new data_dir"
             )
