@@ -174,6 +174,17 @@ class TestRefusal:
         table(tmp_path).alter.add_columns([Field("region", PrimitiveType("string"))])
         assert "column region is not ours" in self.refusal(tmp_path)
 
+    def test_a_column_that_is_added_while_it_delivers(self, tmp_path: Path) -> None:
+        """The commit that meets the change fails as being down; opened anew the column is told by name."""
+        destination = lake(tmp_path)
+        destination.open()
+        table(tmp_path).alter.add_columns([Field("region", PrimitiveType("string"))])
+        with pytest.raises(DestinationDown):
+            destination.deliver(delivery(1))
+        with pytest.raises(DestinationRefused, match="column region is not ours"):
+            destination.open()
+        assert seqs(tmp_path) == []
+
     @pytest.mark.parametrize(
         ("old", "new", "message"),
         [
@@ -318,7 +329,8 @@ class TestUpkeep:
             while destination.tend():
                 pass
         assert (tmp_path / "lake" / damaged).exists()
-        assert destination.counts is not None
+        with pytest.raises(DestinationDown, match="data file"):
+            destination.counts()
         assert len(table(tmp_path).file_uris()) < 6
 
     def test_settings_that_changed_reach_the_table(self, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_data_files_that_no_commit_names_are_removed_at_open(tmp_path: Path) -> 
     """What a killed delivery wrote goes; what is in the table, was replaced lately or is another's stays."""
     deliver(tmp_path, 1, 5, merge_commits=5)
     before = data_files(tmp_path)
-    day = (tmp_path / "lake").glob("received_date=*").__next__()
+    (day,) = (tmp_path / "lake").glob("received_date=*")
     shutil.copy(tmp_path / "lake" / next(iter(before)), day / "counterfoil-0123.parquet")
     shutil.copy(tmp_path / "lake" / next(iter(before)), day / "part-0-mine.parquet")
     lake(tmp_path).open()

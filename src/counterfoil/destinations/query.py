@@ -15,7 +15,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from counterfoil.destinations.delta_columns import TABLE_NAME
 from counterfoil.destinations.interface import HeldRows
-from counterfoil.errors import QueryRefused
+from counterfoil.errors import DestinationDown, QueryRefused
 
 _READS = ("select", "with", "values", "explain", "describe")
 _WORD = re.compile(r"\w+")
@@ -53,7 +53,10 @@ def run_query(path: Path, sql: str) -> QueryResult:
 
 
 def rows_by_source(path: Path) -> dict[str, int]:
-    """How many rows the table holds of each source; none when there is no table."""
+    """How many rows the table holds of each source; none when there is no table.
+
+    Raises DestinationDown, as `held_rows` does, when a data file can't be read.
+    """
     counts: dict[str, int] = {}
     for batch in _read(path, f"SELECT source, count(*) FROM {TABLE_NAME} WHERE seq IS NOT NULL GROUP BY source"):  # noqa: S608
         columns: list[list[Any]] = [column.to_pylist() for column in batch.columns]
@@ -77,9 +80,14 @@ def held_rows(path: Path, first_seq: int, last_seq: int | None) -> Iterator[Held
 
 def _read(path: Path, sql: str) -> Iterator[pa.RecordBatch]:
     try:
-        yield from _as_pyarrow(_execute(path, sql))
+        reader = _execute(path, sql)
     except TableNotFoundError:
         return
+    try:
+        yield from _as_pyarrow(reader)
+    except Exception as error:
+        # deltalake's reader raises nothing more special for a data file that is damaged or gone.
+        raise DestinationDown(f"{path}: a data file of the table can't be read") from error
 
 
 def _execute(path: Path, sql: str) -> RecordBatchReader:
