@@ -108,7 +108,7 @@ def _delivery_text(delivery: TracedDelivery) -> str:
     at = iso_utc(delivery.at_ms)
     match delivery.state.value:
         case "delivered":
-            commit = f" in {delivery.commit}" if delivery.commit else ""
+            commit = f", commit {delivery.commit}" if delivery.commit else ""
             return f"delivered{f' {at}' if at else ''}{commit}"
         case "pending":
             return f"pending, behind {delivery.behind_rows or 0:,} rows"
