@@ -33,13 +33,13 @@ from pydantic import BaseModel
 
 from counterfoil.children import Child
 from counterfoil.config import Settings
-from counterfoil.console.process import ConsoleProcess
+from counterfoil.console.task import ConsoleTask
 from counterfoil.datadir import DataDir, Part
 from counterfoil.errors import SettingsInvalid, StartRefused
 from counterfoil.files import RealFiles
-from counterfoil.gateway.process import GatewayProcess
+from counterfoil.gateway.task import GatewayTask
 from counterfoil.lifeline import Refused
-from counterfoil.pipeline.process import PipelineProcess
+from counterfoil.pipeline.task import PipelineTask
 from counterfoil.queue.recovery import recover_idle
 from counterfoil.telemetry.logs import configure_logs
 
@@ -166,15 +166,15 @@ def forget_counts(metrics_dir: Path, part: Part) -> None:
 
 
 class PlannedProcess(msgspec.Struct, frozen=True):
-    """A process as it is to be started: its name, the module that it runs, what it must know."""
+    """A process as it is to be started: its name, the module that it runs, what it is told."""
 
     name: str
     module: str
-    settings: BaseModel
+    task: BaseModel
 
     @property
     def is_gateway(self) -> bool:
-        return isinstance(self.settings, GatewayProcess)
+        return isinstance(self.task, GatewayTask)
 
 
 def plan_processes(part: Part, settings: Settings, ledger_id: UUID, metrics_dir: Path) -> tuple[PlannedProcess, ...]:
@@ -182,7 +182,7 @@ def plan_processes(part: Part, settings: Settings, ledger_id: UUID, metrics_dir:
     planned: list[PlannedProcess] = []
     if part is not Part.PIPELINE:
         for number in range(1, settings.gateway.workers + 1):
-            gateway = GatewayProcess(
+            gateway = GatewayTask(
                 name=f"gateway-{number}",
                 data_dir=settings.data_dir,
                 gateway=settings.gateway,
@@ -193,7 +193,7 @@ def plan_processes(part: Part, settings: Settings, ledger_id: UUID, metrics_dir:
             )
             planned.append(PlannedProcess(gateway.name, "counterfoil.gateway.process", gateway))
     if part is not Part.GATEWAY:
-        pipeline = PipelineProcess(
+        pipeline = PipelineTask(
             data_dir=settings.data_dir,
             ledger_id=ledger_id,
             metrics_dir=metrics_dir,
@@ -201,7 +201,7 @@ def plan_processes(part: Part, settings: Settings, ledger_id: UUID, metrics_dir:
             pipeline=settings.pipeline,
             destinations=settings.destinations,
         )
-        console = ConsoleProcess(
+        console = ConsoleTask(
             data_dir=settings.data_dir,
             ledger_id=ledger_id,
             metrics_dir=metrics_dir,
@@ -225,7 +225,7 @@ class Processes:
                 planned.name,
                 # -P: a file of the working directory must not stand in for a module.
                 (sys.executable, "-P", "-m", planned.module),
-                planned.settings.model_dump_json().encode(),
+                planned.task.model_dump_json().encode(),
                 environment=os.environ,
                 inherited=inherited,
                 on_change=self._tell_console,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -34,11 +36,11 @@ def test_each_part_has_its_processes(part: Part, names: list[str], settings: Set
     assert [process.name for process in plan] == names
 
 
-def test_settings_of_a_process_come_back_whole(settings: Settings, tmp_path: Path) -> None:
-    """What a process must know survives the way over its lifeline."""
+def test_task_of_a_process_comes_back_whole(settings: Settings, tmp_path: Path) -> None:
+    """What a process is told survives the way over its lifeline."""
     for process in supervisor.plan_processes(Part.SERVE, settings, uuid4(), tmp_path):
-        told = process.settings.model_dump_json()
-        assert type(process.settings).model_validate_json(told) == process.settings
+        told = process.task.model_dump_json()
+        assert type(process.task).model_validate_json(told) == process.task
 
 
 def test_a_port_in_use_is_told() -> None:
@@ -116,3 +118,15 @@ def test_counts_of_an_old_life_are_forgotten(part: Part, left: set[str], tmp_pat
     supervisor.forget_counts(tmp_path, part)
     assert {file.name for file in tmp_path.iterdir()} == left
     supervisor.forget_counts(tmp_path / "not there", part)
+
+
+def test_the_supervisor_loads_nothing_that_its_processes_work_with() -> None:
+    """Importing the supervisor brings in no server and no table: that would double each start and its memory."""
+    heavy = ["granian", "deltalake", "pyarrow", "psycopg", "uvicorn", "starlette", "httpx"]
+    found = subprocess.run(
+        [sys.executable, "-c", "import counterfoil.supervisor, sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert [module for module in heavy if module in found] == []

@@ -7,17 +7,13 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from uuid import UUID
 
 import uvicorn
-from pydantic import BaseModel, ConfigDict
 
 from counterfoil.console.application import make_application
 from counterfoil.console.reading import LedgerView, Readiness, StateReader
-from counterfoil.console.settings import ConsoleSettings
+from counterfoil.console.task import ConsoleTask
 from counterfoil.files import DIRECTORY_MODE, RealFiles
-from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.lifeline import Lifeline
 from counterfoil.queue.reader import QueueReader
 from counterfoil.telemetry.logs import configure_logs
@@ -25,47 +21,31 @@ from counterfoil.telemetry.logs import configure_logs
 STOP_SECONDS = 2
 
 
-class ConsoleProcess(BaseModel):
-    """What the console's process must know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    data_dir: Path
-    ledger_id: UUID
-    metrics_dir: Path
-    console: ConsoleSettings
-    ledger: LedgerSettings
-    readyz_url: str | None
-    """The gateway's /readyz; None when the gateway runs apart."""
-    source_names: tuple[str, ...]
-    destination_names: tuple[str, ...]
-
-
 def main() -> None:
     """Run the console as its supervisor asks."""
     line = Lifeline.of_stdin()
-    asked = ConsoleProcess.model_validate_json(line.settings())
+    task = ConsoleTask.model_validate_json(line.settings())
     configure_logs("console")
-    asked.metrics_dir.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    task.metrics_dir.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
     state = StateReader(
-        quarantine=asked.data_dir / "quarantine",
-        ledger=LedgerView(asked.data_dir / "ledger", asked.ledger, asked.ledger_id),
-        queue=QueueReader(asked.data_dir / "queue", RealFiles(), None),
-        readiness=Readiness(asked.readyz_url),
-        source_names=asked.source_names,
-        destination_names=asked.destination_names,
+        quarantine=task.data_dir / "quarantine",
+        ledger=LedgerView(task.data_dir / "ledger", task.ledger, task.ledger_id),
+        queue=QueueReader(task.data_dir / "queue", RealFiles(), None),
+        readiness=Readiness(task.readyz_url),
+        source_names=task.source_names,
+        destination_names=task.destination_names,
         clock=lambda: time.time_ns() // 1_000_000,
     )
     application = make_application(
         status=state.read,
         not_ready=state.not_ready,
-        metrics=lambda: state.metrics(asked.metrics_dir),
-        host=asked.console.host,
+        metrics=lambda: state.metrics(task.metrics_dir),
+        host=task.console.host,
     )
     try:
-        listening = listen(asked.console.host, asked.console.port)
+        listening = listen(task.console.host, task.console.port)
     except OSError as problem:
-        line.refuse(f"port {asked.console.port} on {asked.console.host} can't be listened on: {problem.strerror}")
+        line.refuse(f"port {task.console.port} on {task.console.host} can't be listened on: {problem.strerror}")
         sys.exit(1)
     server = _Server(
         uvicorn.Config(

@@ -1,4 +1,7 @@
-"""From settings to destinations: the one place that knows every kind."""
+"""From settings to destinations: the one place that knows every kind.
+
+A kind is loaded when there is one of it: a pipeline that writes a table needs no database's client, and starts sooner.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
-from counterfoil.destinations.delta import DeltaDestination
 from counterfoil.destinations.interface import Destination
-from counterfoil.destinations.postgres import PostgresDestination
 from counterfoil.destinations.settings import DeltaSettings, DestinationSettings, PostgresSettings, WebhookSettings
-from counterfoil.destinations.webhook import WebhookDestination
 from counterfoil.files import Files
 
 
@@ -26,6 +26,8 @@ def build_destination(
     """The destination that a configuration names, not opened yet; its paths are relative to `base`."""
     match settings:
         case DeltaSettings():
+            from counterfoil.destinations.delta import DeltaDestination
+
             return DeltaDestination(
                 settings,
                 path=base / settings.path,
@@ -35,6 +37,10 @@ def build_destination(
                 clock_ms=clock_ms,
             )
         case PostgresSettings():
+            from counterfoil.destinations.postgres import PostgresDestination
+
             return PostgresDestination(settings, ledger_id)
         case WebhookSettings():
+            from counterfoil.destinations.webhook import WebhookDestination
+
             return WebhookDestination(settings, ledger_id, clock_ms)

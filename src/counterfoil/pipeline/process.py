@@ -11,23 +11,19 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
-from uuid import UUID
 
 import structlog
-from pydantic import BaseModel, ConfigDict
 
 from counterfoil.destinations.build import build_destination
 from counterfoil.destinations.settings import DestinationSettings
 from counterfoil.errors import LedgerUnusable, LedgerWriteFailed
 from counterfoil.files import RealFiles
 from counterfoil.ledger import Ledger
-from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.lifeline import Lifeline
 from counterfoil.pipeline.deliver import Deliverer, DeliveryState
-from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.pipeline.settle import Settler
+from counterfoil.pipeline.task import PipelineTask
 from counterfoil.queue import FrameSource
 from counterfoil.queue.reader import QueueReader
 from counterfoil.telemetry.logs import configure_logs
@@ -40,19 +36,6 @@ STOP_SECONDS = 6.0
 
 AGAIN_SECONDS = 5.0
 """After an error that nobody understood, a destination is tried again after this time."""
-
-
-class PipelineProcess(BaseModel):
-    """What the pipeline's process must know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    data_dir: Path
-    ledger_id: UUID
-    metrics_dir: Path
-    ledger: LedgerSettings
-    pipeline: PipelineSettings
-    destinations: tuple[DestinationSettings, ...]
 
 
 class Delivering(Protocol):
@@ -146,16 +129,16 @@ class Pipeline:
 def main() -> None:
     """Run the pipeline as its supervisor asks."""
     line = Lifeline.of_stdin()
-    asked = PipelineProcess.model_validate_json(line.settings())
+    task = PipelineTask.model_validate_json(line.settings())
     configure_logs("pipeline")
-    metrics = PipelineMetrics(start_metrics(asked.metrics_dir, "pipeline"))
-    ledger = Ledger.open(asked.data_dir / "ledger", asked.ledger, asked.ledger_id, mode="write")
-    queue = QueueReader(asked.data_dir / "queue", RealFiles(), asked.data_dir / "quarantine")
-    for each in asked.destinations:
+    metrics = PipelineMetrics(start_metrics(task.metrics_dir, "pipeline"))
+    ledger = Ledger.open(task.data_dir / "ledger", task.ledger, task.ledger_id, mode="write")
+    queue = QueueReader(task.data_dir / "queue", RealFiles(), task.data_dir / "quarantine")
+    for each in task.destinations:
         # Before the first group is settled: what is settled earlier is not for a destination that nobody knew.
         ledger.register_destination(each.name)
-    deliverers = [make_deliverer(each, asked, ledger, queue, metrics, line) for each in asked.destinations]
-    settler = Settler(queue, ledger, asked.pipeline, _clock_ms)
+    deliverers = [make_deliverer(each, task, ledger, queue, metrics, line) for each in task.destinations]
+    settler = Settler(queue, ledger, task.pipeline, _clock_ms)
 
     def settle_step() -> int:
         began = time.monotonic()
@@ -164,7 +147,7 @@ def main() -> None:
             metrics.settled(time.monotonic() - began)
         return row_count
 
-    pipeline = Pipeline(settle_step, deliverers, poll_seconds=asked.pipeline.poll_ms / 1000)
+    pipeline = Pipeline(settle_step, deliverers, poll_seconds=task.pipeline.poll_ms / 1000)
     line.watch(pipeline.stop)
     line.ready()
     if not pipeline.run():
@@ -176,7 +159,7 @@ def main() -> None:
 
 def make_deliverer(
     settings: DestinationSettings,
-    asked: PipelineProcess,
+    task: PipelineTask,
     ledger: Ledger,
     queue: FrameSource,
     metrics: PipelineMetrics,
@@ -185,10 +168,10 @@ def make_deliverer(
     """What delivers to one of the destinations, and tells the supervisor how it goes."""
     destination = build_destination(
         settings,
-        ledger_id=asked.ledger_id,
-        base=asked.data_dir,
+        ledger_id=task.ledger_id,
+        base=task.data_dir,
         files=RealFiles(),
-        quarantine=asked.data_dir / "quarantine",
+        quarantine=task.data_dir / "quarantine",
         clock_ms=_clock_ms,
     )
 
