@@ -218,6 +218,25 @@ expect.rows = ["accepted"]
     assert found["bytes"].why.startswith("this server's limits don't allow it: 65")
 
 
+def test_half_a_close_is_not_tried_over_tls() -> None:
+    """Python's TLS gives up reading when it closes for writing: no answer would be the kit's fault."""
+    text = r"""
+section = "3"
+title = "Half a close"
+
+[[case]]
+name = "cut"
+rule = "A body that breaks off is refused."
+send.raw.head = ["POST {{base}}/batch HTTP/1.1", "Host: {{host}}", "Content-Length: 10"]
+send.raw.pieces = ["{"]
+send.raw.cut = true
+expect.status = 400
+"""
+    (outcome,) = run_sections([read_section(text, "cut.toml")], run_of("https://h"), Known(DEFAULT_LIMITS, False, 0))
+    assert outcome.kind is Kind.NOT_TRIED
+    assert "one direction" in outcome.why
+
+
 def test_the_limits_of_the_server_are_used() -> None:
     """Cases go by the limits that the server tells, and by the contract's where it tells none."""
     with small_server() as server:
