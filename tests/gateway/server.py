@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Return when it holds; fail when it does not for half a minute."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, f"never {what}"
+        time.sleep(0.002)
 
 
 def row(distinct_id: str, **fields: Any) -> dict[str, Any]:
@@ -120,15 +129,22 @@ class RunningGateway:
 
         asyncio.run_coroutine_threadsafe(replace(), self._loop).result()
 
+    def held_bytes(self) -> int:
+        """Bytes of bodies that it holds now."""
+        return self._applications[0].held_bytes
+
     def post(self, path: str, body: bytes | dict[str, Any], **headers: str) -> httpx.Response:
         """POST to a path below /api/v1, as JSON unless `headers` (with _ for -) say otherwise."""
         content = json.dumps(body).encode() if isinstance(body, dict) else body
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return httpx.post(
-            f"{self.url}/api/v1{path}", content=content, headers={"content-type": "application/json"} | named
+            f"{self.url}/api/v1{path}",
+            content=content,
+            headers={"content-type": "application/json"} | named,
+            timeout=60,
         )
 
-    def connect(self, timeout: float = 10) -> socket.socket:
+    def connect(self, timeout: float = 30) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 
     def frames(self) -> list[Frame]:

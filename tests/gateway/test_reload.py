@@ -25,7 +25,7 @@ def test_a_token_is_rotated_without_a_gap(tmp_path: Path) -> None:
     with RunningGateway(tmp_path, sources=[with_tokens("old")]) as gateway:
 
         def send() -> None:
-            with httpx.Client(headers={"content-type": "application/json"}) as client:
+            with httpx.Client(timeout=60, headers={"content-type": "application/json"}) as client:
                 while not stop.is_set():
                     body = batch(row("a"), token=token)
                     answer = client.post(f"{gateway.url}/api/v1/batch", content=body)

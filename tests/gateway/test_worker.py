@@ -26,7 +26,7 @@ from counterfoil.queue import FrameSink
 from counterfoil.queue.frame import FrameDraft
 from tests.gateway.alone import AloneGateway
 from tests.gateway.http2 import Http2Connection
-from tests.gateway.server import TOKEN, RunningGateway, batch, is_closed, read_answer, request_head, row
+from tests.gateway.server import TOKEN, RunningGateway, batch, is_closed, read_answer, request_head, row, until
 
 
 class SlowSink:
@@ -66,13 +66,12 @@ def post(connection: socket.socket, body: bytes) -> None:
     connection.sendall(request_head("/api/v1/batch", f"content-length: {len(body)}") + body)
 
 
-def until_refused(gateway: RunningGateway) -> None:
-    """Wait until the gateway listens no more."""
-    while True:
-        try:
-            gateway.connect().close()
-        except ConnectionRefusedError:
-            return
+def listens(gateway: RunningGateway) -> bool:
+    try:
+        gateway.connect().close()
+    except ConnectionRefusedError:
+        return False
+    return True
 
 
 def test_requests_in_flight_are_answered_when_a_worker_stops(tmp_path: Path) -> None:
@@ -83,10 +82,9 @@ def test_requests_in_flight_are_answered_when_a_worker_stops(tmp_path: Path) -> 
         idle.sendall(request_head("/livez", method="GET"))
         assert read_answer(idle).status == 200
         post(connection, batch(row("a")))
-        while not gateway.distinct_ids():
-            pass
+        until(lambda: bool(gateway.distinct_ids()), "durable")
         gateway.begin_stop()
-        until_refused(gateway)
+        until(lambda: not listens(gateway), "stopped to listen")
         assert is_closed(idle)
         made[0].acknowledge()
         assert read_answer(connection).json()["accepted"] == 1
@@ -246,10 +244,9 @@ def test_http2_requests_in_flight_are_answered_when_a_worker_stops(tmp_path: Pat
     with gateway, gateway.connect() as connection:
         http2 = Http2Connection(connection)
         held = http2.send("POST", "/api/v1/batch", [batch(row("a"))], [("content-type", "application/json")])
-        while not gateway.distinct_ids():
-            pass
+        until(lambda: bool(gateway.distinct_ids()), "durable")
         gateway.begin_stop()
-        until_refused(gateway)
+        until(lambda: not listens(gateway), "stopped to listen")
         made[0].acknowledge()
         assert http2.answers([held])[held][0] == 200
 

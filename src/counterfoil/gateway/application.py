@@ -171,6 +171,11 @@ class Application:
         """Requests that are not answered yet."""
         return self._in_flight
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of bodies that it holds."""
+        return self._bodies.budget.held_bytes
+
     def begin_stop(self) -> None:
         """Say from now on that it is not ready; requests are answered as before."""
         self._is_stopping = True
