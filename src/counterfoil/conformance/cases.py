@@ -80,8 +80,8 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body is compressed so, and Content-Encoding names it unless `headers` does."""
     level: int | None = None
     """The coding's own level; absent: a fast one."""
-    damage: Literal["cut", "flip"] | None = None
-    """The compressed body lacks its last quarter, or one byte in its middle is turned over."""
+    damage: Literal["cut", "flip", "tail"] | None = None
+    """The compressed body lacks its last quarter, or one byte in its middle is turned over, or three more follow it."""
     raw: Raw | None = None
 
 

@@ -115,9 +115,11 @@ def _compressor(coding: Literal["gzip", "deflate", "zstd"], level: int) -> _Comp
     return zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS | (16 if coding == "gzip" else 0))
 
 
-def _damaged(body: bytes, damage: Literal["cut", "flip"]) -> bytes:
+def _damaged(body: bytes, damage: Literal["cut", "flip", "tail"]) -> bytes:
     if damage == "cut":
         return body[: len(body) * 3 // 4]
+    if damage == "tail":
+        return body + b"xyz"
     middle = len(body) // 2
     return body[:middle] + bytes([body[middle] ^ 0xFF]) + body[middle + 1 :]
 
