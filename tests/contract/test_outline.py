@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterfoil.contract import outline
-from counterfoil.contract.outline import Span, TooManyElements, containers_of, depth_of, elements_of
+from counterfoil.contract.outline import TooManyElements, containers_of, depth_of, elements_of
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(alphabet='ab"\\[]{},:é\n'),
@@ -39,10 +39,10 @@ def _chunk_bytes(request: pytest.FixtureRequest) -> Iterator[None]:
 def test_elements_lie_where_the_decoder_sees_them(values: list[object]) -> None:
     """Cut at the elements, each piece decodes to its own value, whatever brackets and quotes its strings hold."""
     text = json.dumps(values, ensure_ascii=False, indent=1).encode()
-    spans = elements_of(text, Span(0, len(text)), len(values) + 1)
+    spans = elements_of(text, len(values) + 1)
     assert [json.loads(text[start:end]) for start, end in spans] == values
     containers = [value for value in values if isinstance(value, list | dict)]
-    assert [json.loads(text[start:end]) for start, end in containers_of(text)] == containers
+    assert [json.loads(text[start:end]) for start, end in containers_of(text, len(values))] == containers
 
 
 @settings(max_examples=50, deadline=None)
@@ -54,6 +54,9 @@ def test_depth_is_the_levels_of_nesting(value: object) -> None:
 
 def test_elements_beyond_the_bound_stop_the_search() -> None:
     """As many as asked for are found; one more raises."""
-    assert len(elements_of(b"[1,2,3]", Span(0, 7), 3)) == 3
+    assert len(elements_of(b"[1,2,3]", 3)) == 3
     with pytest.raises(TooManyElements):
-        elements_of(b"[1,2,3]", Span(0, 7), 2)
+        elements_of(b"[1,2,3]", 2)
+    assert len(containers_of(b"[[],{}]", 2)) == 2
+    with pytest.raises(TooManyElements):
+        containers_of(b"[[],{}]", 1)

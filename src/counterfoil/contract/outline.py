@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 16 * 1024
+"""Small enough that what is made of a chunk comes from the heap and stays in the processor's cache."""
 
-_QUOTE = ord('"')
-_BACKSLASH = ord("\\")
-_COMMA = ord(",")
+_QUOTE = np.uint8(ord('"'))
+_BACKSLASH = np.uint8(ord("\\"))
+_COMMA = np.uint8(ord(","))
 
 _STEP: NDArray[np.int8] = np.zeros(256, np.int8)
 _STEP[[ord("["), ord("{")]] = 1
@@ -29,6 +30,9 @@ _STEP[[ord("]"), ord("}")]] = -1
 
 _IS_STRUCTURAL: NDArray[np.bool_] = _STEP != 0
 _IS_STRUCTURAL[[_QUOTE, _COMMA]] = True
+
+
+Text = bytes | bytearray | memoryview
 
 
 class Span(NamedTuple):
@@ -49,18 +53,18 @@ class Structure(NamedTuple):
 
 
 class TooManyElements(Exception):
-    """An array holds more elements than asked for."""
+    """There are more of them than asked for."""
 
 
-def depth_of(text: bytes) -> int:
+def depth_of(text: Text) -> int:
     """The levels of nesting of a JSON text; 0 for a scalar."""
     return max((int(chunk.depths.max()) for chunk in _structure(text) if len(chunk.depths)), default=0)
 
 
-def containers_of(text: bytes) -> list[Span]:
+def containers_of(text: Text, containers_max: int) -> list[Span]:
     """Where the arrays and objects lie that are members of the outermost array or object, in order.
 
-    One that is not closed is left out.
+    One that is not closed is left out. Raises TooManyElements.
     """
     starts: list[int] = []
     ends: list[int] = []
@@ -68,36 +72,36 @@ def containers_of(text: bytes) -> list[Span]:
         steps = _STEP[kinds]
         starts += positions[(depths == 2) & (steps == 1)].tolist()
         ends += (positions[(depths == 1) & (steps == -1)] + 1).tolist()
+        if len(starts) > containers_max:
+            raise TooManyElements
     return [Span(start, end) for start, end in zip(starts, ends, strict=False)]
 
 
-def elements_of(text: bytes, array: Span, elements_max: int) -> list[Span]:
-    """Where the elements of an array lie, whitespace around them included; one blank element if it is empty.
+def elements_of(array: Text, elements_max: int) -> list[Span]:
+    """Where the elements of a JSON array lie, whitespace around them included; one blank element if it is empty.
 
     Raises TooManyElements.
     """
     cuts: list[int] = []
-    for positions, kinds, depths in _structure(text, array):
+    for positions, kinds, depths in _structure(array):
         cuts += positions[(depths == 1) & (kinds == _COMMA)].tolist()
         if len(cuts) >= elements_max:
             raise TooManyElements
     return [
-        Span(start, end)
-        for start, end in zip([array.start + 1, *(cut + 1 for cut in cuts)], [*cuts, array.end - 1], strict=True)
+        Span(start, end) for start, end in zip([1, *(cut + 1 for cut in cuts)], [*cuts, len(array) - 1], strict=True)
     ]
 
 
-def _structure(text: bytes, span: Span | None = None) -> Iterator[Structure]:
-    """The structure of a text, or of a part of it that begins outside strings, a chunk at a time."""
-    start, end = span or Span(0, len(text))
+def _structure(text: Text) -> Iterator[Structure]:
+    """The structure of a text, a chunk at a time."""
     is_inside = 0
     depth = 0
     backslashes = 0
-    for at in range(start, end, CHUNK_BYTES):
-        chunk = np.frombuffer(text, np.uint8, min(CHUNK_BYTES, end - at), at)
+    for at in range(0, len(text), CHUNK_BYTES):
+        chunk = np.frombuffer(text, np.uint8, min(CHUNK_BYTES, len(text) - at), at)
         positions = np.flatnonzero(_IS_STRUCTURAL[chunk])
         is_quote = chunk[positions] == _QUOTE
-        if backslashes or text.find(b"\\", at, at + len(chunk)) >= 0:
+        if backslashes or (chunk == _BACKSLASH).any():
             is_kept = ~is_quote
             is_kept[is_quote] = ~_is_escaped(chunk, positions[is_quote], backslashes)
             positions, is_quote = positions[is_kept], is_quote[is_kept]

@@ -81,18 +81,25 @@ def _marked(name: str, value: Json, broken_text: Unreadable) -> Json:
 
 
 def _unreadable(value: Json, broken_text: Unreadable) -> Unreadable | None:
-    """Why a value, at most some hundred levels deep, can't be read; None if it can."""
-    if isinstance(value, str):
-        return None if _is_whole(value) else broken_text
+    """Why a value can't be read; None if it can."""
+    try:
+        written = _encode(value)
+    except UnicodeEncodeError:
+        return broken_text
+    # What is beyond a double's range was read as infinite, and is written as null.
+    return OUT_OF_RANGE if b"null" in written and _has_infinite(value) else None
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _has_infinite(value: Json) -> bool:
+    """Whether a number somewhere in a value, at most some hundred levels deep, is infinite."""
     if isinstance(value, float):
-        return None if math.isfinite(value) else OUT_OF_RANGE
+        return math.isinf(value)
     if isinstance(value, list):
-        return next(filter(None, (_unreadable(entry, broken_text) for entry in value)), None)
-    if isinstance(value, dict):
-        if not all(map(_is_whole, value)):
-            return broken_text
-        return next(filter(None, (_unreadable(member, broken_text) for member in value.values())), None)
-    return None
+        return any(map(_has_infinite, value))
+    return isinstance(value, dict) and any(map(_has_infinite, value.values()))
 
 
 def _integer(digits: str) -> int | msgspec.Raw:

@@ -11,7 +11,7 @@ skim's objects would take too much memory, `outline` finds the rows from strings
 
 from __future__ import annotations
 
-import re
+import codecs
 from collections.abc import Sequence
 
 import msgspec
@@ -19,6 +19,7 @@ import numpy as np
 
 from counterfoil.contract import outline, rejections
 from counterfoil.contract.limits import MIB, Limits
+from counterfoil.contract.surrogates import without_lone_surrogates
 from counterfoil.contract.text import trim, utf16_units
 
 RawRow = msgspec.Raw | bytes
@@ -59,11 +60,10 @@ def read_batch(body: bytes, limits: Limits) -> BatchRequest:
         else:
             return _checked_batch(batch.token, batch.events, len(body), limits)
     members = _members(body)
-    token = _token(members.get("token"), limits)
-    events = members.get("events")
-    if events is None or not events.startswith(b"["):
-        raise rejections.events_invalid(limits, found(events))
-    return _checked_batch(token, _rows(events, limits), len(body), limits)
+    token = _token(members.token, limits)
+    if members.events is None or members.events[:1] != b"[":
+        raise rejections.events_invalid(limits, found(members.events))
+    return _checked_batch(token, _rows(members, limits), len(body), limits)
 
 
 def read_track(body: bytes, limits: Limits) -> TrackRequest:
@@ -71,14 +71,14 @@ def read_track(body: bytes, limits: Limits) -> TrackRequest:
     try:
         token = _skim_token(body).token
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        token = _token(_members(body).get("token"), limits)
+        token = _token(_members(body).token, limits)
     return RowRequest(_checked_token(token, limits), body)
 
 
 read_identify = read_track
 
 
-def found(value: bytes | None) -> str:
+def found(value: outline.Text | None) -> str:
     """What kind of thing a JSON text is, for a message; None is no text at all."""
     if value is None:
         return "none"
@@ -89,7 +89,7 @@ def found(value: bytes | None) -> str:
         b"n": "null",
         b"t": "a boolean",
         b"f": "a boolean",
-    }.get(value[:1], "a number")
+    }.get(bytes(value[:1]), "a number")
 
 
 class _Batch(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -101,14 +101,29 @@ class _Token(msgspec.Struct, gc=False):
     token: str
 
 
+class _RawMembers(msgspec.Struct, gc=False):
+    token: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    events: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Members(msgspec.Struct, frozen=True):
+    """The members of a body that matter, as their JSON texts; the last of each name."""
+
+    token: outline.Text | None
+    events: outline.Text | None
+    readable_events: outline.Text | None
+    """`events` as a decoder takes it, byte for byte in the same places: without lone surrogates."""
+
+
 _skim_batch = msgspec.json.Decoder(_Batch).decode
 _skim_token = msgspec.json.Decoder(_Token).decode
-_skim_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_skim_members = msgspec.json.Decoder(_RawMembers).decode
+_skim_rows = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _skim_value = msgspec.json.Decoder(msgspec.Raw).decode
 _read_string = msgspec.json.Decoder(str).decode
 
 
-def _rows_max(body: bytes) -> int:
+def _rows_max(body: outline.Text) -> int:
     """A number that the rows of a body can't exceed."""
     if len(body) <= 2 * SKIM_ROWS_MAX:
         return len(body) // 2
@@ -125,8 +140,8 @@ def _checked_batch(token: str, rows: Sequence[RawRow], body_bytes: int, limits: 
     return BatchRequest(token, rows, body_bytes)
 
 
-def _token(value: bytes | None, limits: Limits) -> str:
-    if value is None or not value.startswith(b'"'):
+def _token(value: outline.Text | None, limits: Limits) -> str:
+    if value is None or value[:1] != b'"':
         raise rejections.token_invalid(limits, found(value))
     try:
         return _read_string(value)
@@ -143,13 +158,11 @@ def _checked_token(token: str, limits: Limits) -> str:
     return token
 
 
-def _members(body: bytes) -> dict[str, bytes]:
-    """The members of the body's object by name, each as its JSON text; a later one of the same name counts.
-
-    JSON's grammar holds for the whole, except inside values deeper than a decoder can follow.
-    """
+def _members(body: bytes) -> _Members:
+    """The members of the body's object, when JSON's grammar holds for the whole; in values that are deeper than a
+    decoder can follow, so far as strings and brackets tell."""
     try:
-        members = {name: bytes(value) for name, value in _skim_members(body).items()}
+        skimmed = _skim_members(body)
     except UnicodeDecodeError:
         raise rejections.not_json() from None
     except msgspec.ValidationError:
@@ -157,37 +170,49 @@ def _members(body: bytes) -> dict[str, bytes]:
     except msgspec.DecodeError:
         if b"\\ud" not in body and b"\\uD" not in body:
             raise rejections.not_json() from None
-        members = _outlined_members(body)
+        return _outlined_members(body)
     except RecursionError:
-        members = _outlined_members(body)
-    for name, value in members.items():
-        if name != "events" and not _is_utf8(value):
-            raise rejections.not_json()
-    return members
+        return _outlined_members(body)
+    if not _is_utf8(body):
+        return _outlined_members(body)
+    events = _text(skimmed.events)
+    return _Members(_text(skimmed.token), events, events)
 
 
-def _outlined_members(body: bytes) -> dict[str, bytes]:
+def _text(value: msgspec.Raw | msgspec.UnsetType) -> memoryview | None:
+    return None if value is msgspec.UNSET else memoryview(value)
+
+
+def _outlined_members(body: bytes) -> _Members:
     """The same, of a body that a decoder refuses though its grammar may hold."""
-    spans = outline.containers_of(body)
+    readable = without_lone_surrogates(body)
     try:
-        flat = _skim_members(_without_lone_surrogates(_flattened(body, spans)))
+        spans = outline.containers_of(readable, MEMBERS_MAX)
+        flat = _skim_members(_flattened(readable, spans))
     except msgspec.ValidationError:
         raise rejections.not_an_object() from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (outline.TooManyElements, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise rejections.not_json() from None
+    values = [_text(flat.token), _text(flat.events)]
+    places = [spans[int(value[1:-1])] if value is not None and bytes(value[:1]) == b"[" else None for value in values]
     for span in spans:
-        _check_grammar(body[span.start : span.end])
-    members = {name: bytes(value) for name, value in flat.items()}
-    for name, value in members.items():
-        if value.startswith(b"["):
-            span = spans[int(value[1:-1])]
-            members[name] = body[span.start : span.end]
-    return members
+        _check_grammar(memoryview(readable)[span.start : span.end])
+    _check_utf8_outside(body, places[1])
+    token, events = (_at(body, place) or value for place, value in zip(places, values, strict=True))
+    return _Members(token, events, _at(readable, places[1]) or events)
 
 
-def _flattened(body: bytes, spans: Sequence[outline.Span]) -> bytes:
+def _at(text: bytes | bytearray, place: outline.Span | None) -> memoryview | None:
+    return None if place is None else memoryview(text)[place.start : place.end]
+
+
+MEMBERS_MAX = 10_000
+"""A body that a decoder refuses is not searched for its rows among more arrays and objects than this."""
+
+
+def _flattened(body: bytes | bytearray, spans: Sequence[outline.Span]) -> bytes:
     """`body` with its i-th inner container replaced by `[i]`."""
-    parts: list[bytes] = []
+    parts: list[bytes | bytearray] = []
     at = 0
     for index, span in enumerate(spans):
         parts += body[at : span.start], b"[%d]" % index
@@ -195,61 +220,54 @@ def _flattened(body: bytes, spans: Sequence[outline.Span]) -> bytes:
     return b"".join((*parts, body[at:]))
 
 
-def _rows(events: bytes, limits: Limits) -> Sequence[RawRow]:
-    """The rows of a JSON array."""
-    if _rows_max(events) <= SKIM_ROWS_MAX:
+def _rows(members: _Members, limits: Limits) -> Sequence[RawRow]:
+    """The rows of a request."""
+    events, readable = members.events, members.readable_events
+    assert events is not None
+    assert readable is not None
+    if events is readable and _rows_max(events) <= SKIM_ROWS_MAX:
         try:
             return _skim_rows(events)
         except (msgspec.DecodeError, RecursionError):
             pass
     try:
-        spans = outline.elements_of(events, outline.Span(0, len(events)), limits.rows_max)
+        spans = outline.elements_of(readable, limits.rows_max)
     except outline.TooManyElements:
         raise rejections.rows_too_many(limits) from None
-    rows = [events[span.start : span.end].strip(_WHITESPACE) for span in spans]
+    rows = [bytes(events[start:end]).strip(_WHITESPACE) for start, end in spans]
     if rows == [b""]:
         return ()
-    for row in rows:
-        _check_grammar(row)
+    for start, end in spans:
+        _check_grammar(readable[start:end])
     return rows
 
 
-_skim_rows = msgspec.json.Decoder(list[msgspec.Raw]).decode
-
-
-def _check_grammar(text: bytes) -> None:
+def _check_grammar(text: outline.Text) -> None:
     """Raise RequestRejected when a text is not JSON by its grammar, so far as a decoder can follow its levels."""
     try:
         _skim_value(text)
     except RecursionError:
         return
     except msgspec.DecodeError:
-        _check_grammar_of_strings(text)
-
-
-def _check_grammar_of_strings(text: bytes) -> None:
-    try:
-        _skim_value(_without_lone_surrogates(text))
-    except RecursionError:
-        return
-    except msgspec.DecodeError:
         raise rejections.not_json() from None
 
 
-_SURROGATES = re.compile(
-    rb"(?<!\\)((?:\\\\)*)"  # an even number of backslashes, so that the next one begins an escape
-    rb"(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
-)
-
-
-def _without_lone_surrogates(text: bytes) -> bytes:
-    """`text` with each escaped lone surrogate replaced by U+FFFD; the grammar allows them, decoders do not."""
-    return _SURROGATES.sub(lambda match: match[0] if match[2] else match[1] + rb"\ufffd", text)
+def _check_utf8_outside(body: bytes, rows: outline.Span | None) -> None:
+    """Raise RequestRejected when a body is not UTF-8 before or after its rows."""
+    start, end = rows or outline.Span(0, 0)
+    if not (_is_utf8(body[:start]) and _is_utf8(body[end:])):
+        raise rejections.not_json()
 
 
 def _is_utf8(text: bytes) -> bool:
+    """Whether a text is UTF-8, found in pieces: as a string it would take up to four times its size."""
+    if text.isascii():
+        return True
+    decoder = codecs.getincrementaldecoder("utf-8")()
     try:
-        text.decode()
+        for at in range(0, len(text), MIB):
+            decoder.decode(text[at : at + MIB])
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         return False
     return True
