@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import tempfile
 import threading
 import time
@@ -153,13 +154,18 @@ class Game:
     def _await_delivery(self) -> None:
         """Return when all that settle can see is in the table."""
 
+        status: dict[str, Any] = {}
+
         def is_done() -> bool:
-            status = self.server.status()
+            status.update(self.server.status())
             return all(writer["settled"] == writer["written"] for writer in status["writers"]) and all(
                 destination["pending"] == 0 for destination in status["destinations"]
             )
 
-        until(lambda: is_done() or None, "everything settled and delivered")
+        try:
+            until(lambda: is_done() or None, "everything settled and delivered")
+        except AssertionError as failure:
+            raise AssertionError(f"{failure}; the state: {json.dumps(status)}") from failure
 
     def check(self) -> int:
         """Hold the table and the books against what the clients know; the rows of the table."""
@@ -184,15 +190,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     asked = parser.parse_args()
     print(f"seed {asked.seed}")
-    with tempfile.TemporaryDirectory(prefix="counterfoil-crash-") as directory:
-        game = Game(Path(directory), asked.seed)
-        for number in range(1, asked.rounds + 1):
-            result = game.play()
-            print(
-                f"round {number}: {result.acknowledged:,} rows acknowledged, {result.unsure:,} without an answer; ready"
-                f" again after {result.ready_seconds:.1f} s; {result.in_table:,} rows in the table, each once",
-                flush=True,
-            )
+    directory = Path(tempfile.mkdtemp(prefix="counterfoil-crash-"))
+    print(f"in {directory}, which stays when a promise is broken")
+    game = Game(directory, asked.seed)
+    for number in range(1, asked.rounds + 1):
+        result = game.play()
+        print(
+            f"round {number}: {result.acknowledged:,} rows acknowledged, {result.unsure:,} without an answer; ready"
+            f" again after {result.ready_seconds:.1f} s; {result.in_table:,} rows in the table, each once",
+            flush=True,
+        )
+    shutil.rmtree(directory)
 
 
 if __name__ == "__main__":

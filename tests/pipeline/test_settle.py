@@ -64,6 +64,17 @@ def test_nothing_new_settles_nothing(ledger: Ledger, queue: MemoryQueue) -> None
     assert ledger.last_group() == 1
 
 
+def test_a_writer_is_followed_to_its_next_segment(ledger: Ledger, queue: MemoryQueue) -> None:
+    """When a writer begins a segment, the reading position follows, also before a row comes."""
+    queue.append(ONE, "web", [Row("a")])
+    steps = settler(queue, ledger)
+    assert steps.step() == 1
+    queue.new_segment(ONE)
+    assert steps.step() == 0
+    assert ledger.reading_positions() == queue.ends
+    assert ledger.last_group() == 1
+
+
 def test_groups_hold_whole_frames_and_all_writers_take_part(ledger: Ledger, queue: MemoryQueue) -> None:
     """A group is closed at its rows; what was read and not taken is the next group's; no writer waits for another."""
     for number in range(4):

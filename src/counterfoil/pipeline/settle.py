@@ -239,7 +239,9 @@ class Settler:
         if frames:
             settled_at_ms = max(self._clock(), self._ledger.time_ms())
             settled = settle_group(self._ledger.last_group() + 1, frames, self._ledger.seen, settled_at_ms)
-        elif damages:
+        elif damages or moved:
+            # A writer that begins a segment is followed there at once: without rows that is rare, and "settled up to"
+            # would stand behind "durable up to" for as long as nobody sends.
             settled = Settled(group=None, reading_positions=())
         else:
             return 0
