@@ -49,7 +49,7 @@ class Load(msgspec.Struct, frozen=True):
     row_bytes: int = 0
 
 
-TRACK = Load("/api/v1/track", 0, 20_000)
+TRACK = Load("/api/v1/track", 0, 20_000, connections=256)
 ROWS_100 = Load("/api/v1/batch", 100, 500)
 ROWS_1000 = Load("/api/v1/batch", 1000, 64)
 LARGE = Load("/api/v1/batch", 10_000, 2, connections=24, row_bytes=1400)

@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from counterfoil.contract.facts import key_prefix
 from counterfoil.contract.limits import Limits
 from counterfoil.contract.rows import IDENTIFY_EVENT, RowRules
 from counterfoil.contract.text import trim
@@ -80,6 +81,8 @@ class Sender(msgspec.Struct, frozen=True):
     """Whom a token belongs to, and what holds for the rows that come with it."""
 
     source: str
+    key_prefix: bytes
+    """What precedes a distinctId in the bytes of its key hash."""
     is_test: bool
     rules: RowRules
     """What its rows are judged by."""
@@ -149,6 +152,7 @@ def _senders_of(
     age_days = limits.age_days_max if source.max_age_days is None else source.max_age_days
     live = Sender(
         source=source.name,
+        key_prefix=key_prefix(source.name),
         is_test=False,
         rules=RowRules(limits, age_days * DAY_MS or None, 1000 * limits.ahead_seconds_max),
         rows_per_second_max=source.rows_per_second_max,

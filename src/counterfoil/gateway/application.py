@@ -2,7 +2,7 @@
 
     __rsgi__        one request, from its head to its answer
       _handler      path and method
-      _batch, _track, _identify
+      _batch, _take_row
                     content type, size, encoding (`bodies`), JSON, shape (contract), token (`sources`), rows (contract),
                     frames (`frames`), the flush (queue)
       _answer_to    whatever went wrong -> its answer
@@ -20,6 +20,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from functools import partial
 from time import monotonic
 
 import msgspec
@@ -40,7 +41,8 @@ from counterfoil.contract.rejections import RequestRejected
 from counterfoil.contract.requests import IdentifyRequest, TrackRequest, read_batch, read_identify, read_track
 from counterfoil.contract.rows import IDENTIFY_EVENT, JudgedRows, RowRules, judge_batch, judge_identify, judge_track
 from counterfoil.errors import DiskReserveReached, FlushFailed, QueueRefused
-from counterfoil.gateway.bodies import Bodies, BodyBudget, Incoming, OverBudget, Stopping
+from counterfoil.gateway.bodies import Bodies, BodyBudget, OverBudget, Stopping
+from counterfoil.gateway.call import Call
 from counterfoil.gateway.cors import Cors
 from counterfoil.gateway.counts import GatewayCounts
 from counterfoil.gateway.deadlines import Deadlines
@@ -48,11 +50,10 @@ from counterfoil.gateway.frames import Frames, Receipt
 from counterfoil.gateway.rates import Rates
 from counterfoil.gateway.rsgi import Exchange, Headers, Scope
 from counterfoil.gateway.settings import GatewaySettings
-from counterfoil.gateway.uuid7 import Uuid7, uuid_text
+from counterfoil.gateway.uuid7 import Uuid7
 from counterfoil.queue import FrameSink
 from counterfoil.queue.settings import QueueSettings
 from counterfoil.sources import Sender, Sources, SourceSettings
-from counterfoil.telemetry.metrics import OTHER_PATH
 
 BASE_PATH = "/api/v1"
 EXPERIMENTS_PATH = f"{BASE_PATH}/experiments/"
@@ -71,24 +72,10 @@ _DISK_SECONDS = 60
 _SENDER_VERSION_CHARS_MAX = 2000
 
 
-class Call:
-    """One request on its way to its answer."""
-
-    __slots__ = ("body_bytes", "headers", "id_text", "incoming", "may_repeat", "path", "request_id")
-
-    def __init__(self, headers: Headers, incoming: Incoming, request_id: bytes) -> None:
-        self.headers = headers
-        self.incoming = incoming
-        self.request_id = request_id
-        self.id_text = uuid_text(request_id)
-        self.path = OTHER_PATH
-        self.body_bytes = 0
-        self.may_repeat = True
-        """False once a row without an identity was given to the queue: sent again, it could be a second one."""
-
-
 Handler = Callable[[Call], Awaitable[Answer]]
 _RowRequest = TrackRequest | IdentifyRequest
+_ReadRow = Callable[[bytes, Limits], _RowRequest]
+_JudgeRow = Callable[[_RowRequest, RowRules, int, str], JudgedRows]
 
 
 class Application:
@@ -124,8 +111,8 @@ class Application:
         self._logs_requests = self._log.is_enabled_for(logging.DEBUG)
         self._routes: dict[str, dict[str, Handler]] = {
             f"{BASE_PATH}/batch": self._taking(self._batch),
-            f"{BASE_PATH}/track": self._taking(self._track),
-            f"{BASE_PATH}/identify": self._taking(self._identify),
+            f"{BASE_PATH}/track": self._taking(partial(self._take_row, read_track, judge_track)),
+            f"{BASE_PATH}/identify": self._taking(partial(self._take_row, read_identify, judge_identify)),
             f"{BASE_PATH}/limits": self._showing(self._show_limits),
             "/livez": self._showing(self._live),
             "/readyz": self._showing(self._ready),
@@ -135,20 +122,20 @@ class Application:
         """Answer one request, whatever it is and whatever goes wrong."""
         began = monotonic()
         headers = scope.headers
-        incoming = Incoming(headers, exchange, began + self._limits.request_seconds_max)
-        call = Call(headers, incoming, self._ids.next(self._clock_ms()))
+        until = began + self._limits.request_seconds_max
+        call = Call(headers, exchange, self._ids.next(self._clock_ms()), until)
         self._in_flight += 1
         try:
             try:
                 answer = await self._handler(scope, call)(call)
             except Exception as error:  # The edge of a request: everything becomes an answer, and is counted.
                 answer = self._answer_to(error, call)
-            if not incoming.is_read:
+            if not call.is_read:
                 # The error is gone, and with its traceback what of the body it held.
-                self._bodies.release(incoming)
-                await self._bodies.throw_away(incoming)
+                self._bodies.release(call)
+                await self._bodies.throw_away(call)
         finally:
-            self._bodies.release(incoming)
+            self._bodies.release(call)
             self._in_flight -= 1
         answer_headers = [*answer.headers, (REQUEST_ID_HEADER, call.id_text)]
         if self._cors is not None:
@@ -213,12 +200,13 @@ class Application:
         return handler
 
     async def _batch(self, call: Call) -> Answer:
-        body = await self._read(call)
-        if call.incoming.encoding is None and len(body) <= _SMALL_BYTES:
+        _check_content_type(call)
+        body = await self._bodies.read(call)
+        if call.encoding is None and len(body) <= _SMALL_BYTES:
             taken = await self._take_batch(call, body)
         else:
             async with self._turn:
-                body = await self._bodies.inflate(call.incoming, body)
+                body = await self._bodies.inflate(call, body)
                 taken = await self._take_batch(call, body)
         del body
         queue_failed: list[int] = []
@@ -248,22 +236,13 @@ class Application:
                 taken.waiting.append((future, rows.indexes[frame.start : frame.end]))
         return taken
 
-    async def _track(self, call: Call) -> Answer:
-        return await self._take_row(call, read_track, judge_track)
-
-    async def _identify(self, call: Call) -> Answer:
-        return await self._take_row(call, read_identify, judge_identify)
-
-    async def _take_row(
-        self,
-        call: Call,
-        read: Callable[[bytes, Limits], _RowRequest],
-        judge: Callable[[_RowRequest, RowRules, int, str], JudgedRows],
-    ) -> Answer:
-        body = await self._read(call)
-        if call.incoming.encoding is not None:
+    async def _take_row(self, read: _ReadRow, judge: _JudgeRow, call: Call) -> Answer:
+        """Take the one row of a /track or /identify."""
+        _check_content_type(call)
+        body = await self._bodies.read(call)
+        if call.encoding is not None:
             async with self._turn:
-                body = await self._bodies.inflate(call.incoming, body)
+                body = await self._bodies.inflate(call, body)
         request = read(body, self._limits)
         sender = self._sender(request.token, 1)
         receipt = self._receipt(call, sender)
@@ -282,14 +261,6 @@ class Application:
             raise
         self.counts.add_rows(sender.source, 1)
         return TRACK_ACCEPTED
-
-    async def _read(self, call: Call) -> bytes:
-        content_type = call.headers.get("content-type")
-        if content_type != "application/json" and not _is_json(content_type):
-            raise rejections.content_type_wrong()
-        body = await self._bodies.read(call.incoming)
-        call.body_bytes = len(body)
-        return body
 
     def _sender(self, token: str, row_count: int) -> Sender:
         """Whose token it is, if so many rows of it can be taken now."""
@@ -378,8 +349,12 @@ def _pieces(row_count: int, body_bytes: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + rows, row_count)
 
 
-def _is_json(content_type: str | None) -> bool:
-    return content_type is not None and content_type.partition(";")[0].strip().lower() == "application/json"
+def _check_content_type(call: Call) -> None:
+    content_type = call.headers.get("content-type")
+    if content_type == "application/json":
+        return
+    if content_type is None or content_type.partition(";")[0].strip().lower() != "application/json":
+        raise rejections.content_type_wrong()
 
 
 def _sender_version(headers: Headers) -> str | None:

@@ -24,9 +24,10 @@ from counterfoil.contract.rejections import (
     body_too_large,
     content_encoding_unknown,
 )
+from counterfoil.gateway.call import Call
 from counterfoil.gateway.deadlines import CutOff, Deadlines
 from counterfoil.gateway.inflating import SPOKEN_ENCODINGS, DamagedCompression, inflater
-from counterfoil.gateway.rsgi import Exchange, Headers
+from counterfoil.gateway.rsgi import Exchange
 
 # How much is inflated before others get their turn.
 _TURN_BYTES = 1024 * 1024
@@ -51,23 +52,6 @@ class BodyBudget:
         return self.held_bytes + byte_count <= self.bytes_max
 
 
-class Incoming:
-    """A request's body, as far as it has arrived."""
-
-    __slots__ = ("encoding", "exchange", "has_begun", "headers", "held_bytes", "is_read", "length", "until")
-
-    def __init__(self, headers: Headers, exchange: Exchange, until: float) -> None:
-        self.headers = headers
-        self.exchange = exchange
-        self.until = until
-        announced = headers.get("content-length")
-        self.length = int(announced) if announced is not None and announced.isdecimal() else None
-        self.encoding = headers.get("content-encoding")
-        self.held_bytes = 0
-        self.has_begun = False
-        self.is_read = self.length == 0
-
-
 class Bodies:
     """Reads the bodies of a worker's requests."""
 
@@ -76,23 +60,23 @@ class Bodies:
         self.budget = budget
         self.deadlines = deadlines
 
-    async def read(self, incoming: Incoming) -> bytes:
+    async def read(self, call: Call) -> bytes:
         """The body as it was sent. Raises RequestRejected, OverBudget, Stopping."""
-        length = incoming.length
+        length = call.length
         if length is not None:
             if length > self.limits.body_bytes_max:
                 raise body_too_large(self.limits)
             if not self.budget.has_room(length):
                 raise OverBudget
-        if incoming.is_read:
+        if call.is_read:
             return b""
-        incoming.has_begun = True
-        exchange = incoming.exchange.__aiter__()
-        task = self.deadlines.begin(incoming.until)
+        call.has_begun = True
+        exchange = call.exchange.__aiter__()
+        task = self.deadlines.begin(call.until)
         try:
             body = await exchange.__anext__()
             if len(body) != length:  # Nearly every body is one piece.
-                body = await self._collect(incoming, exchange, body)
+                body = await self._collect(call, exchange, body)
         except StopAsyncIteration:
             body = b""
         except asyncio.CancelledError:
@@ -100,19 +84,20 @@ class Bodies:
             if cut is None:
                 raise
             # The connection is given up: nothing more of it is read.
-            incoming.is_read = True
+            call.is_read = True
             raise self._cut_off(cut) from None
         finally:
             self.deadlines.end(task)
-        incoming.is_read = True
-        self._hold(incoming, len(body) - incoming.held_bytes)
+        call.is_read = True
+        call.body_bytes = len(body)
+        self._hold(call, len(body) - call.held_bytes)
         if length is not None and len(body) < length:
             raise body_incomplete()
         return body
 
-    async def inflate(self, incoming: Incoming, body: bytes) -> bytes:
+    async def inflate(self, call: Call, body: bytes) -> bytes:
         """The body inflated, when it is compressed. Raises RequestRejected and OverBudget."""
-        encoding = (incoming.encoding or "identity").strip().lower()
+        encoding = (call.encoding or "identity").strip().lower()
         if encoding == "identity":
             return body
         inflate = inflater(encoding)
@@ -126,7 +111,7 @@ class Bodies:
                 inflated_bytes += len(piece)
                 if inflated_bytes > bytes_max:
                     raise body_too_large(self.limits, is_inflated=True)
-                self._hold(incoming, len(piece))
+                self._hold(call, len(piece))
                 inflated.write(piece)
                 turn_bytes += len(piece)
                 if turn_bytes > _TURN_BYTES:
@@ -136,34 +121,34 @@ class Bodies:
             raise body_damaged(encoding) from None
         return inflated.getvalue()
 
-    async def throw_away(self, incoming: Incoming) -> None:
+    async def throw_away(self, call: Call) -> None:
         """Read what is left of a body that nobody wants, up to twice the limit.
 
         A connection closed while its sender still writes reaches the sender as a broken one, and not the answer.
         """
-        if incoming.is_read or self._waits_for_continue(incoming):
+        if call.is_read or self._waits_for_continue(call):
             return
-        exchange = incoming.exchange if incoming.has_begun else incoming.exchange.__aiter__()
-        incoming.has_begun = True
+        exchange = call.exchange if call.has_begun else call.exchange.__aiter__()
+        call.has_begun = True
         left = 2 * self.limits.body_bytes_max
-        task = self.deadlines.begin(incoming.until)
+        task = self.deadlines.begin(call.until)
         try:
             while left > 0:
                 left -= len(await exchange.__anext__())
         except StopAsyncIteration:
-            incoming.is_read = True
+            call.is_read = True
         except asyncio.CancelledError:
             if self.deadlines.cut(task) is None:
                 raise
         finally:
             self.deadlines.end(task)
 
-    def release(self, incoming: Incoming) -> None:
+    def release(self, call: Call) -> None:
         """Nothing of the request is held any more."""
-        self.budget.held_bytes -= incoming.held_bytes
-        incoming.held_bytes = 0
+        self.budget.held_bytes -= call.held_bytes
+        call.held_bytes = 0
 
-    async def _collect(self, incoming: Incoming, exchange: Exchange, piece: bytes) -> bytes:
+    async def _collect(self, call: Call, exchange: Exchange, piece: bytes) -> bytes:
         bytes_max = self.limits.body_bytes_max
         collected = BytesIO()
         received = 0
@@ -171,19 +156,19 @@ class Bodies:
             received += len(piece)
             if received > bytes_max:
                 raise body_too_large(self.limits)
-            self._hold(incoming, len(piece))
+            self._hold(call, len(piece))
             collected.write(piece)
-            if received == incoming.length:
+            if received == call.length:
                 return collected.getvalue()
             try:
                 piece = await exchange.__anext__()
             except StopAsyncIteration:
                 return collected.getvalue()
 
-    def _hold(self, incoming: Incoming, byte_count: int) -> None:
+    def _hold(self, call: Call, byte_count: int) -> None:
         if not self.budget.has_room(byte_count):
             raise OverBudget
-        incoming.held_bytes += byte_count
+        call.held_bytes += byte_count
         self.budget.held_bytes += byte_count
 
     def _cut_off(self, cut: CutOff) -> Exception:
@@ -195,5 +180,5 @@ class Bodies:
             headers=(("connection", "close"),),
         )
 
-    def _waits_for_continue(self, incoming: Incoming) -> bool:
-        return not incoming.has_begun and incoming.headers.get("expect", "").lower() == "100-continue"  # type: ignore[union-attr]
+    def _waits_for_continue(self, call: Call) -> bool:
+        return not call.has_begun and call.headers.get("expect", "").lower() == "100-continue"  # type: ignore[union-attr]

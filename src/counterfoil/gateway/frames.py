@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import zstandard
 
-from counterfoil.contract.facts import EVERY_DESTINATION, RowFlag, key_hashes, key_prefix
+from counterfoil.contract.facts import EVERY_DESTINATION, RowFlag, key_hashes
 from counterfoil.contract.rows import JudgedRows
 from counterfoil.queue.frame import FrameDraft, Origin, draft_frame
 from counterfoil.queue.settings import QueueSettings
@@ -81,7 +81,7 @@ class Frames:
         return draft_frame(
             origin=self._origin(sender.source, destination_sets, receipt.sender_version),
             rows=bodies,
-            key_hashes=key_hashes(key_prefix(sender.source), distinct_ids),
+            key_hashes=key_hashes(sender.key_prefix, distinct_ids),
             content_hashes=content_hashes,
             destination_set=destination_set,
             flags=flags,

@@ -12,10 +12,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import numpy as np
+
 UUID_BYTES = 16
-_RANDOM_BYTES = 10
-# One call of the system for many ids: it would cost as much as the id itself.
-_IDS_A_DRAW = 256
+_SUFFIX_BYTES = 10
+# One call of the system for many ids: it gives the interpreter away, and to get it back takes longer than an id.
+_IDS_A_DRAW = 4096
 
 
 class Uuid7:
@@ -23,20 +25,25 @@ class Uuid7:
 
     def __init__(self, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
         self._random_bytes = random_bytes
-        self._drawn = b""
+        self._suffixes = b""
         self._at = 0
 
     def next(self, now_ms: int) -> bytes:
         """The 16 bytes of a new id."""
         at = self._at
-        if at >= len(self._drawn):
-            self._drawn = self._random_bytes(_RANDOM_BYTES * _IDS_A_DRAW)
+        if at >= len(self._suffixes):
+            self._suffixes = self._draw()
             at = 0
-        self._at = at + _RANDOM_BYTES
-        random = int.from_bytes(self._drawn[at : at + _RANDOM_BYTES], "big")
-        # 80 bits are drawn, 74 used: 12 above the variant and 62 below it.
-        value = now_ms << 80 | 0x7 << 76 | (random >> 68) << 64 | 0b10 << 62 | random & 0x3FFF_FFFF_FFFF_FFFF
-        return value.to_bytes(UUID_BYTES, "big")
+        self._at = at + _SUFFIX_BYTES
+        return now_ms.to_bytes(6, "big") + self._suffixes[at : at + _SUFFIX_BYTES]
+
+    def _draw(self) -> bytes:
+        """What follows the time in many ids."""
+        drawn = np.frombuffer(self._random_bytes(_SUFFIX_BYTES * _IDS_A_DRAW), np.uint8)
+        suffixes = drawn.reshape(_IDS_A_DRAW, _SUFFIX_BYTES).copy()
+        suffixes[:, 0] = suffixes[:, 0] & 0x0F | 0x70
+        suffixes[:, 2] = suffixes[:, 2] & 0x3F | 0x80
+        return suffixes.tobytes()
 
 
 def uuid_text(packed: bytes) -> str:
