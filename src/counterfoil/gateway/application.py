@@ -250,8 +250,7 @@ class Application:
         if rows.faults:
             self.counts.add_rows(sender.source, 0, invalid=1)
             raise rejections.row_invalid(rows.faults[0])
-        (frame,) = self._frames.draft(rows, receipt)
-        (future,) = self._sink.append([frame.draft])
+        (future,) = self._sink.append((self._frames.draft_row(rows, receipt),))
         # An /identify without an identity sets the same properties again (contract.md section 8).
         call.may_repeat = not rows.has_made_distinct_id or rows.events[0] == IDENTIFY_EVENT
         try:

@@ -13,9 +13,9 @@ import msgspec
 import numpy as np
 import zstandard
 
-from counterfoil.contract.facts import EVERY_DESTINATION, RowFlag, key_hashes
+from counterfoil.contract.facts import EVERY_DESTINATION, RowFlag, key_hash, key_hashes
 from counterfoil.contract.rows import JudgedRows
-from counterfoil.queue.frame import FrameDraft, Origin, draft_frame
+from counterfoil.queue.frame import FrameDraft, Origin, draft_frame, draft_row
 from counterfoil.queue.settings import QueueSettings
 from counterfoil.sources import Sender
 
@@ -65,6 +65,31 @@ class Frames:
             DraftedFrame(self._frame(rows, start, end, receipt), start, end)
             for start, end in _cuts(bodies, self._rows_max, self._bytes_max)
         ]
+
+    def draft_row(self, rows: JudgedRows, receipt: Receipt) -> FrameDraft:
+        """The frame of a request's one row, which was accepted."""
+        sender = receipt.sender
+        flags = _TEST if sender.is_test else 0
+        if receipt.sender_version is not None and not rows.has_version[0]:
+            flags |= _VERSION_FROM_HEADERS
+        destination_sets: tuple[tuple[str, ...], ...] = ()
+        if sender.allowlist is not None:
+            route = sender.route(rows.events[0])
+            if not route.is_allowed:
+                flags |= _BLOCKED
+            if route.destinations is not None:
+                destination_sets = (route.destinations,)
+        return draft_row(
+            origin=self._origin(sender.source, destination_sets, receipt.sender_version),
+            row=rows.bodies[0],
+            key_hash=key_hash(sender.key_prefix, rows.distinct_ids[0]),
+            content_hash=rows.content_hashes[0],
+            destination_set=len(destination_sets),
+            flags=flags,
+            received_at_ms=receipt.received_at_ms,
+            request_id=receipt.request_id,
+            compressor=self._compressor,
+        )
 
     def _frame(self, rows: JudgedRows, start: int, end: int, receipt: Receipt) -> FrameDraft:
         sender = receipt.sender
