@@ -343,7 +343,7 @@ class _TakenBatch:
 
 def _pieces(row_count: int, body_bytes: int) -> Iterator[tuple[int, int]]:
     """The rows of a request in pieces that take about as long as a small request each."""
-    rows = row_count if body_bytes <= _SMALL_BYTES else max(1, min(_PIECE_ROWS, row_count * _PIECE_BYTES // body_bytes))
+    rows = max(1, min(_PIECE_ROWS, row_count * _PIECE_BYTES // body_bytes))
     for start in range(0, row_count, rows):
         yield start, min(start + rows, row_count)
 

@@ -76,7 +76,9 @@ class Bodies:
         try:
             body = await exchange.__anext__()
             if len(body) != length:  # Nearly every body is one piece.
-                body = await self._collect(call, exchange, body)
+                pieces = [body]
+                del body  # A stalled request would hold its first piece twice.
+                body = await self._collect(call, exchange, pieces)
         except StopAsyncIteration:
             body = b""
         except asyncio.CancelledError:
@@ -148,20 +150,21 @@ class Bodies:
         self.budget.held_bytes -= call.held_bytes
         call.held_bytes = 0
 
-    async def _collect(self, call: Call, exchange: Exchange, piece: bytes) -> bytes:
+    async def _collect(self, call: Call, exchange: Exchange, pieces: list[bytes]) -> bytes:
+        """The whole of a body of which these pieces have come."""
         bytes_max = self.limits.body_bytes_max
         collected = BytesIO()
         received = 0
         while True:
-            received += len(piece)
+            received += len(pieces[-1])
             if received > bytes_max:
                 raise body_too_large(self.limits)
-            self._hold(call, len(piece))
-            collected.write(piece)
+            self._hold(call, len(pieces[-1]))
+            collected.write(pieces.pop())
             if received == call.length:
                 return collected.getvalue()
             try:
-                piece = await exchange.__anext__()
+                pieces.append(await exchange.__anext__())
             except StopAsyncIteration:
                 return collected.getvalue()
 
