@@ -1,4 +1,4 @@
-"""The pages that are made from the code: settings, metrics, commands, and the index of decisions.
+"""The pages that are made from the code: settings, metrics, commands, fields, and the index of decisions.
 
 What they say is written once, where it is defined; a page that is behind it fails the checks.
 """
@@ -14,6 +14,8 @@ import typer
 
 from counterfoil.cli.application import make_application
 from counterfoil.config import PREFIX, Settings
+from counterfoil.contract import fields as contract
+from counterfoil.contract.fields import Field, Table
 from counterfoil.settings_tree import Section, Setting, sections
 from counterfoil.telemetry.metrics import METRICS, Spec
 
@@ -138,6 +140,71 @@ def _helps(
         yield from _helps(inner, (*words, name), context)
 
 
+def fields_page() -> str:
+    """docs/reference/fields.md"""
+    parts = [MADE, _FIELDS]
+    for title, text, table in _FIELD_TABLES:
+        parts.append(f"## {title}\n\n{text}\n")
+        parts.append("| field | type | at most | before the check |\n|---|---|---|---|")
+        parts.append("\n".join(_field_row(field) for field in table.values()) + "\n")
+    return "\n".join(parts)
+
+
+_FIELDS = """\
+# Fields
+
+Every field that the API knows, what it may hold, and what happens to it before it is checked. Lengths are UTF-16 code
+units, as JavaScript counts them (an emoji is 2). Trimmed means: whitespace, line ends, the byte order mark and the
+no-break space are taken off both ends. Unknown fields are no error: they are kept and delivered, in `extra` or beside
+the known properties.
+
+A row that breaks a rule is answered `invalid_event`, with a message that names the field's path, what was expected and
+what kind of thing was found, never its value. The document at `GET /api/v1/openapi` says the same for programs.
+"""
+
+_FIELD_TABLES: tuple[tuple[str, str, Table], ...] = (
+    (
+        "A row",
+        "Of `/batch`. In `/track` a `distinctId` is made when it is absent or null, and numbers and booleans become"
+        " text in it. In `/identify` the first two, `time` and `eventProperties` are unknown fields, and"
+        " `userProperties` is required. Null is the same as absent. An identifier that is empty after trimming counts"
+        " as absent.",
+        contract.BATCH_ROW,
+    ),
+    (
+        "`userProperties`",
+        "Null is allowed everywhere and clears the visitor's property; an empty string leaves it as it was.",
+        contract.USER_PROPERTIES,
+    ),
+    (
+        "`defaultProperties`",
+        "Null is allowed everywhere. `received_at` is set by the server over what was sent; `version` is set from the"
+        " SDK's headers when it is absent.",
+        contract.DEFAULT_PROPERTIES,
+    ),
+    (
+        "`identityContext`",
+        "The network context of the visitor, for calls that a server makes.",
+        contract.IDENTITY_CONTEXT,
+    ),
+)
+
+
+def _field_row(field: Field) -> str:
+    steps = ["numbers and booleans become text"] * field.to_text + ["trimmed"] * field.trim
+    if field.type == "map":
+        steps.append("normalised")
+    length = "" if field.max_length is None else str(field.max_length)
+    return f"| `{field.name}` | {_field_type(field)} | {length} | {', then '.join(steps)} |"
+
+
+def _field_type(field: Field) -> str:
+    kind = {"map": "free-form object", "any": "any JSON value", "time": "number, ms since 1970"}.get(
+        field.type, field.type
+    )
+    return f"{kind}, required" if field.is_required else kind
+
+
 def decisions_page() -> str:
     """docs/decisions/README.md"""
     lines = [f"- [{title}]({path.name})" for path, title in decisions()]
@@ -180,6 +247,7 @@ PAGES: dict[Path, Callable[[], str]] = {
     ROOT / "docs" / "reference" / "configuration.md": configuration_page,
     ROOT / "docs" / "reference" / "metrics.md": metrics_page,
     ROOT / "docs" / "reference" / "cli.md": cli_page,
+    ROOT / "docs" / "reference" / "fields.md": fields_page,
     DECISIONS / "README.md": decisions_page,
 }
 

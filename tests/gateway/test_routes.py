@@ -5,11 +5,13 @@ import uuid
 import httpx
 import pytest
 
+from counterfoil import __version__
 from counterfoil.contract.limits import Limits
+from counterfoil.contract.openapi import openapi_document
 from tests.gateway.server import TOKEN, RunningGateway, batch, row
 
 POST_PATHS = ("/api/v1/batch", "/api/v1/track", "/api/v1/identify")
-GET_PATHS = ("/api/v1/limits", "/livez", "/readyz")
+GET_PATHS = ("/api/v1/limits", "/api/v1/openapi", "/livez", "/readyz")
 
 
 def is_error(answer: httpx.Response) -> bool:
@@ -121,3 +123,10 @@ def test_a_missing_content_type_is_415(gateway: RunningGateway) -> None:
     """None is not JSON either."""
     answer = httpx.post(f"{gateway.url}/api/v1/batch", content=batch(row("a")))
     assert (answer.status_code, is_error(answer)) == (415, True)
+
+
+def test_openapi_is_the_document_of_this_server(gateway: RunningGateway) -> None:
+    """With the limits that hold now."""
+    answer = httpx.get(f"{gateway.url}/api/v1/openapi")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json() == openapi_document(Limits(), __version__)

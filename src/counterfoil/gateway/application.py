@@ -26,6 +26,7 @@ from time import monotonic
 import msgspec
 import structlog
 
+from counterfoil import __version__
 from counterfoil.contract import rejections
 from counterfoil.contract.answers import (
     JSON_HEADERS,
@@ -37,6 +38,7 @@ from counterfoil.contract.answers import (
     uncertain,
 )
 from counterfoil.contract.limits import Limits
+from counterfoil.contract.openapi import openapi_document
 from counterfoil.contract.rejections import RequestRejected
 from counterfoil.contract.requests import IdentifyRequest, TrackRequest, read_batch, read_identify, read_track
 from counterfoil.contract.rows import IDENTIFY_EVENT, JudgedRows, RowRules, judge_batch, judge_identify, judge_track
@@ -114,6 +116,7 @@ class Application:
             f"{BASE_PATH}/track": self._taking(partial(self._take_row, read_track, judge_track)),
             f"{BASE_PATH}/identify": self._taking(partial(self._take_row, read_identify, judge_identify)),
             f"{BASE_PATH}/limits": self._showing(self._show_limits),
+            f"{BASE_PATH}/openapi": self._showing(self._show_openapi),
             "/livez": self._showing(self._live),
             "/readyz": self._showing(self._ready),
         }
@@ -280,6 +283,9 @@ class Application:
 
     async def _show_limits(self, call: Call) -> Answer:
         return Answer(200, msgspec.json.encode(self._limits.model_dump()))
+
+    async def _show_openapi(self, call: Call) -> Answer:
+        return Answer(200, msgspec.json.encode(openapi_document(self._limits, __version__)))
 
     async def _live(self, call: Call) -> Answer:
         return Answer(200, b'{"success":true}')
