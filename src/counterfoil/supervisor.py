@@ -23,7 +23,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -32,7 +32,7 @@ import structlog
 from pydantic import BaseModel
 
 from counterfoil.children import Child
-from counterfoil.config import Settings
+from counterfoil.config import Settings, disagreements
 from counterfoil.console.task import ConsoleTask
 from counterfoil.datadir import DataDir, Part
 from counterfoil.errors import SettingsInvalid, StartRefused
@@ -41,6 +41,7 @@ from counterfoil.gateway.task import GatewayTask
 from counterfoil.lifeline import Refused
 from counterfoil.pipeline.task import PipelineTask
 from counterfoil.queue.recovery import recover_idle
+from counterfoil.sources import Sources
 from counterfoil.telemetry.logs import configure_logs
 
 log = structlog.get_logger()
@@ -50,28 +51,37 @@ GATEWAY_STOP_SECONDS = 7.0
 STOP_SECONDS = 9.5
 """From the signal to the end, for all: within the 10 s that `serve` promises."""
 
+RENEWED = ("sources", "limits")
+"""What SIGHUP changes."""
+
 TOKEN_FILE = Path("counterfoil.token")
 
 
-def serve(settings: Settings) -> int:
+Load = Callable[[], Settings]
+"""Reads the settings, as they are now; raises SettingsInvalid."""
+
+
+def serve(load: Load) -> int:
     """Run gateway workers, pipeline and console until SIGTERM or SIGINT; the exit status.
 
-    Raises StartRefused, SettingsInvalid.
+    SIGHUP reads the settings again: sources and limits hold from then on, anything else from the next start. Raises
+    StartRefused, SettingsInvalid.
     """
-    return _run(Part.SERVE, settings)
+    return _run(Part.SERVE, load)
 
 
-def run_gateway(settings: Settings) -> int:
-    """Run the gateway workers alone, as `serve` does. Raises StartRefused."""
-    return _run(Part.GATEWAY, settings)
+def run_gateway(load: Load) -> int:
+    """Run the gateway workers alone, as `serve` does."""
+    return _run(Part.GATEWAY, load)
 
 
-def run_pipeline(settings: Settings) -> int:
-    """Run the pipeline and the console alone, as `serve` does. Raises StartRefused."""
-    return _run(Part.PIPELINE, settings)
+def run_pipeline(load: Load) -> int:
+    """Run the pipeline and the console alone, as `serve` does."""
+    return _run(Part.PIPELINE, load)
 
 
-def _run(part: Part, settings: Settings) -> int:
+def _run(part: Part, load: Load) -> int:
+    settings = load()
     configure_logs("supervisor")
     os.umask(0o077)
     # A core dump would hold rows (promise P6).
@@ -83,8 +93,11 @@ def _run(part: Part, settings: Settings) -> int:
         recover_queue(data_dir)
         metrics_dir = data_dir.run / "metrics"
         forget_counts(metrics_dir, part)
-        plan = plan_processes(part, settings, ledger_id, metrics_dir)
-        return asyncio.run(_supervise(part, settings, plan, inherited))
+
+        def plan(settings: Settings) -> tuple[PlannedProcess, ...]:
+            return plan_processes(part, settings, ledger_id, metrics_dir)
+
+        return asyncio.run(_supervise(part, settings, load, plan, inherited))
 
 
 # What must be so before anything starts
@@ -216,6 +229,9 @@ def plan_processes(part: Part, settings: Settings, ledger_id: UUID, metrics_dir:
     return tuple(planned)
 
 
+Plan = Callable[[Settings], Sequence[PlannedProcess]]
+
+
 class Processes:
     """The children of this supervisor. Made on the event loop."""
 
@@ -254,6 +270,12 @@ class Processes:
         await _stop(self._gateways, GATEWAY_STOP_SECONDS)
         await _stop(self._others, deadline - now())
 
+    def tell_gateways(self, plan: Sequence[PlannedProcess]) -> None:
+        """Let the gateway workers of now and later work by what they are told in another plan."""
+        for planned in plan:
+            if planned.is_gateway:
+                self._children[planned.name].tell(planned.task.model_dump_json().encode())
+
     def _tell_console(self) -> None:
         console = self._children.get("console")
         if console is not None:
@@ -267,12 +289,19 @@ async def _stop(children: Iterable[Child], within_seconds: float) -> None:
     await asyncio.gather(*(child.ended(within_seconds) for child in children))
 
 
-async def _supervise(part: Part, settings: Settings, plan: Sequence[PlannedProcess], inherited: Sequence[int]) -> int:
+async def _supervise(part: Part, settings: Settings, load: Load, plan: Plan, inherited: Sequence[int]) -> int:
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    processes = Processes(plan(settings), inherited)
+
+    def reload() -> None:
+        renewed = renew(settings, load)
+        if renewed is not None:
+            processes.tell_gateways(plan(renewed))
+
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop.set)
-    processes = Processes(plan, inherited)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     processes.start()
     stopping = loop.create_task(asked_to_stop.wait())
     becoming_ready = loop.create_task(processes.ready())
@@ -289,6 +318,43 @@ async def _supervise(part: Part, settings: Settings, plan: Sequence[PlannedProce
         await processes.stop()
     log.info("supervisor.stopped")
     return 0
+
+
+# What changes while it runs
+
+
+def renew(running: Settings, load: Load) -> Settings | None:
+    """The running settings with the sources and limits of those that are read now; None when they can't be used.
+
+    Says in the log what was read and can't change before the next start.
+    """
+    try:
+        read = load()
+        renewed = running.model_copy(update={name: getattr(read, name) for name in RENEWED})
+        # An allowlist may name a destination that only the next start brings: its rows would be nobody's until then.
+        Sources(renewed.sources, renewed.limits, [destination.name for destination in running.destinations])
+        for key, expectation in disagreements(renewed):
+            raise SettingsInvalid(f"{key}: {expectation}")
+    except SettingsInvalid as problem:
+        log.error("supervisor.reload_refused", reason=str(problem))
+        return None
+    waiting = changed_keys(renewed, read)
+    if waiting:
+        log.warning("supervisor.reload_needs_restart", keys=", ".join(waiting))
+    log.info("supervisor.reloaded", sources=len(renewed.sources))
+    return renewed
+
+
+def changed_keys(one: BaseModel, other: BaseModel, prefix: str = "") -> list[str]:
+    """The keys whose values differ between two settings."""
+    changed = []
+    for name in type(one).model_fields:
+        value, other_value = getattr(one, name), getattr(other, name)
+        if isinstance(value, BaseModel) and isinstance(other_value, BaseModel):
+            changed += changed_keys(value, other_value, f"{prefix}{name}.")
+        elif value != other_value:
+            changed.append(prefix + name)
+    return changed
 
 
 # What the operator reads

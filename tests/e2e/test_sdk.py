@@ -241,6 +241,7 @@ def test_rows_of_a_test_token_are_never_delivered(sdk: Sdk, server: Server, uniq
         (("batch", {"events": []}), TOKEN, "BadRequestError", 400),
         (("track", {"event": ""}), TOKEN, "BadRequestError", 400),
         (("track", {"event": "x"}), "", "BadRequestError", 400),
+        (("identify", {"user_properties": None}), TOKEN, "BadRequestError", 400),
         (("track", {"event": "x"}), "unknown", "AuthenticationError", 401),
         (("batch", {"events": [{"event": "x", "distinct_id": "y"}]}), "unknown", "AuthenticationError", 401),
         (("track", {"event": "x", "extra_headers": {"Content-Type": "text/plain"}}), TOKEN, "APIStatusError", 415),

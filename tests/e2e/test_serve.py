@@ -30,6 +30,7 @@ from tests.e2e.server import (
     clean_environment,
     command,
     ended,
+    sha256,
     until,
 )
 
@@ -297,6 +298,41 @@ def test_health_on_both_ports(make_server: MakeServer) -> None:
     for path in ("/livez", "/readyz"):
         assert server.gateway(path) == 200
         assert server.console(path) == 200
+    assert server.stop() == 0
+
+
+def test_a_token_is_rotated_without_a_gap(make_server: MakeServer) -> None:
+    """After SIGHUP a token that was added is taken beside the old one; one that was removed is taken no more."""
+    server = make_server(workers=2).start()
+    assert server.process is not None
+    before = server.config.read_text()
+
+    def statuses(token: str) -> set[int]:
+        body = {"token": token, "event": "Purchase", "distinctId": "rotated"}
+        # Each on a connection of its own, so that both workers answer.
+        return {httpx.post(f"{server.url}/track", json=body, trust_env=False).status_code for _ in range(8)}
+
+    both = before.replace(
+        f'token_sha256 = ["{sha256(TOKEN)}"', f'token_sha256 = ["{sha256(TOKEN)}", "{sha256("new")}"', 1
+    )
+    server.config.write_text(both)
+    assert statuses("new") == {401}
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: len(events_of(server, "gateway.reloaded")) == 2 or None, "both workers know")
+    assert statuses("new") == statuses(TOKEN) == {200}
+    server.config.write_text(both.replace(f'"{sha256(TOKEN)}", ', ""))
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: len(events_of(server, "gateway.reloaded")) == 4 or None, "both workers know")
+    assert (statuses("new"), statuses(TOKEN)) == ({200}, {401})
+    server.config.write_text("workers = many")
+    server.process.send_signal(signal.SIGHUP)
+    until(lambda: events_of(server, "supervisor.reload_refused") or None, "it is refused")
+    assert statuses("new") == {200}
+    worker = server.pid_of("gateway-2")
+    assert worker is not None
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: len(events_of(server, "gateway.reloaded")) == 5 or None, "the new worker knows, too")
+    assert statuses("new") == {200}
     assert server.stop() == 0
 
 

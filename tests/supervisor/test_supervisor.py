@@ -3,15 +3,18 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+import structlog.testing
 
 from counterfoil import supervisor
 from counterfoil.config import Settings, read_settings
 from counterfoil.datadir import Part
 from counterfoil.errors import SettingsInvalid, StartRefused
+from counterfoil.sources import AllowedEvent
 
 TOKEN_SHA256 = "ab" * 32
 
@@ -20,6 +23,13 @@ TOKEN_SHA256 = "ab" * 32
 def settings(tmp_path: Path) -> Settings:
     text = f'[gateway]\nworkers = 2\n[[sources]]\nname = "website"\ntoken_sha256 = ["{TOKEN_SHA256}"]\n'
     return read_settings(text, tmp_path / "counterfoil.toml")
+
+
+@pytest.fixture
+def caplog_events() -> Iterator[list[dict[str, object]]]:
+    """What is logged during the test."""
+    with structlog.testing.capture_logs() as events:
+        yield events  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -118,6 +128,42 @@ def test_counts_of_an_old_life_are_forgotten(part: Part, left: set[str], tmp_pat
     supervisor.forget_counts(tmp_path, part)
     assert {file.name for file in tmp_path.iterdir()} == left
     supervisor.forget_counts(tmp_path / "not there", part)
+
+
+def test_sources_and_limits_are_renewed(settings: Settings, caplog_events: list[dict[str, object]]) -> None:
+    """Settings that are read again change sources and limits, and it is said what else waits for a restart."""
+    other = settings.model_copy(
+        update={
+            "sources": (settings.sources[0].model_copy(update={"token_sha256": ("cd" * 32,)}),),
+            "limits": settings.limits.model_copy(update={"rows_max": 5}),
+            "gateway": settings.gateway.model_copy(update={"workers": 7}),
+        }
+    )
+    renewed = supervisor.renew(settings, lambda: other)
+    assert renewed == settings.model_copy(update={"sources": other.sources, "limits": other.limits})
+    assert ("supervisor.reload_needs_restart", "gateway.workers") in [
+        (event["event"], event.get("keys")) for event in caplog_events
+    ]
+
+
+def test_settings_that_can_not_be_used_change_nothing(
+    settings: Settings, caplog_events: list[dict[str, object]]
+) -> None:
+    """A file that is broken when it is read again, or names a destination that doesn't run, is refused in the log."""
+
+    def broken() -> Settings:
+        raise SettingsInvalid("limits.rows_max: expected a number")
+
+    def with_new_destination() -> Settings:
+        allowed = AllowedEvent(event="Purchase", destinations=("shop",))
+        source = settings.sources[0].model_copy(update={"allowed_events": (allowed,)})
+        return settings.model_copy(update={"sources": (source,)})
+
+    assert supervisor.renew(settings, broken) is None
+    assert supervisor.renew(settings, with_new_destination) is None
+    reasons = [str(event["reason"]) for event in caplog_events if event["event"] == "supervisor.reload_refused"]
+    assert reasons[0] == "limits.rows_max: expected a number"
+    assert "expected names of destinations" in reasons[1]
 
 
 def test_the_supervisor_loads_nothing_that_its_processes_work_with() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import typer
 
 from counterfoil.cli.options import ConfigOption
@@ -16,7 +18,7 @@ def serve(config: ConfigOption = None) -> None:
     from counterfoil import supervisor
     from counterfoil.config import load_settings
 
-    raise typer.Exit(supervisor.serve(load_settings(config)))
+    raise typer.Exit(supervisor.serve(partial(load_settings, config)))
 
 
 def gateway(config: ConfigOption = None) -> None:
@@ -27,7 +29,7 @@ def gateway(config: ConfigOption = None) -> None:
     from counterfoil import supervisor
     from counterfoil.config import load_settings
 
-    raise typer.Exit(supervisor.run_gateway(load_settings(config)))
+    raise typer.Exit(supervisor.run_gateway(partial(load_settings, config)))
 
 
 def pipeline(config: ConfigOption = None) -> None:
@@ -38,4 +40,4 @@ def pipeline(config: ConfigOption = None) -> None:
     from counterfoil import supervisor
     from counterfoil.config import load_settings
 
-    raise typer.Exit(supervisor.run_pipeline(load_settings(config)))
+    raise typer.Exit(supervisor.run_pipeline(partial(load_settings, config)))
