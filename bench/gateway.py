@@ -121,14 +121,14 @@ def run() -> None:
         return
     with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR"), prefix="bench-gateway-") as name:
         directory = Path(name)
-        with _started("constant") as constant, _started("gateway", directory) as gateway:
+        with started("constant") as constant, started("gateway", directory) as gateway:
             for server in (constant, gateway):
                 server.load(TRACK, 1)
             best = _rounds(constant, gateway, directory)
             _print_rates(best)
             _print_latency(gateway, best.hundred)
             memory = gateway.figures().memory_bytes_max
-        with _started("gateway", directory / "large") as gateway:
+        with started("gateway", directory / "large") as gateway:
             large = gateway.load(LARGE, 2 * SECONDS)
             _print_memory(memory, gateway.figures().memory_bytes_max, large)
 
@@ -204,7 +204,7 @@ def _floor(directory: Path, flush_bytes: int) -> float:
 
 
 @contextmanager
-def _started(kind: str, directory: Path | None = None) -> Iterator[Running]:
+def started(kind: str, directory: Path | None = None) -> Iterator[Running]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

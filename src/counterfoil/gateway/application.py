@@ -10,8 +10,8 @@
 The checks stand in the order of contract.md section 3, so that a bad token is told before any row is judged. A request
 waits for two things: the rest of its body, and the flush of its frames.
 
-A large request is judged in pieces, and one such request at a time: small ones pass between the pieces, and what
-judging needs besides the body is needed once.
+A large request is judged in pieces, and one such request at a time until it is flushed: small ones pass between the
+pieces, and what judging and flushing need besides the body is needed once.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ from counterfoil.gateway.rates import Rates
 from counterfoil.gateway.rsgi import Exchange, Headers, Scope
 from counterfoil.gateway.settings import GatewaySettings
 from counterfoil.gateway.uuid7 import Uuid7
+from counterfoil.positions import FramePosition
 from counterfoil.queue import FrameSink
 from counterfoil.queue.settings import QueueSettings
 from counterfoil.sources import Sender, Sources, SourceSettings
@@ -206,38 +207,35 @@ class Application:
         _check_content_type(call)
         body = await self._bodies.read(call)
         if call.encoding is None and len(body) <= _SMALL_BYTES:
-            taken = await self._take_batch(call, body)
-        else:
-            async with self._turn:
-                body = await self._bodies.inflate(call, body)
-                taken = await self._take_batch(call, body)
-        del body
-        queue_failed: list[int] = []
-        for future, indexes in taken.waiting:
-            try:
-                await future
-            except (QueueRefused, FlushFailed):
-                queue_failed += indexes
-        accepted = taken.row_count - len(taken.faults) - len(queue_failed)
-        self.counts.add_rows(taken.source, accepted, len(taken.faults), len(queue_failed))
-        return batch_answer(taken.row_count, taken.faults, queue_failed)
+            return await self._take_batch(call, body)
+        async with self._turn:
+            return await self._take_batch(call, await self._bodies.inflate(call, body))
 
-    async def _take_batch(self, call: Call, body: bytes) -> _TakenBatch:
-        """Judge the rows of a /batch, and give the accepted ones to the queue."""
+    async def _take_batch(self, call: Call, body: bytes) -> Answer:
+        """Judge the rows of a /batch, give the accepted ones to the queue, and wait for it."""
         request = read_batch(body, self._limits)
         row_count = len(request.rows)
         sender = self._sender(request.token, row_count)
         receipt = self._receipt(call, sender)
-        taken = _TakenBatch(sender.source, row_count)
+        faults: dict[int, str] = {}
+        waiting: list[tuple[asyncio.Future[FramePosition], list[int]]] = []
         for start, end in _pieces(row_count, request.body_bytes):
             if start:
                 await asyncio.sleep(0)
             rows = judge_batch(request, sender.rules, receipt.received_at_ms, start, end)
-            taken.faults.update(rows.faults)
+            faults.update(rows.faults)
             for frame in self._frames.draft(rows, receipt):
-                (future,) = self._sink.append([frame.draft])
-                taken.waiting.append((future, rows.indexes[frame.start : frame.end]))
-        return taken
+                (future,) = self._sink.append((frame.draft,))
+                waiting.append((future, rows.indexes[frame.start : frame.end]))
+        queue_failed: list[int] = []
+        for future, indexes in waiting:
+            try:
+                await future
+            except (QueueRefused, FlushFailed):
+                queue_failed += indexes
+        accepted = row_count - len(faults) - len(queue_failed)
+        self.counts.add_rows(sender.source, accepted, len(faults), len(queue_failed))
+        return batch_answer(row_count, faults, queue_failed)
 
     async def _take_row(self, read: _ReadRow, judge: _JudgeRow, call: Call) -> Answer:
         """Take the one row of a /track or /identify."""
@@ -332,19 +330,6 @@ class Application:
                 "the row may or may not be kept; without a distinctId, sent again it could be a second one"
             )
         return unavailable("nothing of the request is confirmed; send it again")
-
-
-class _TakenBatch:
-    """A /batch whose accepted rows the queue has."""
-
-    __slots__ = ("faults", "row_count", "source", "waiting")
-
-    def __init__(self, source: str, row_count: int) -> None:
-        self.source = source
-        self.row_count = row_count
-        self.faults: dict[int, str] = {}
-        self.waiting: list[tuple[Awaitable[object], list[int]]] = []
-        """Each frame's future, and its rows' indexes."""
 
 
 def _pieces(row_count: int, body_bytes: int) -> Iterator[tuple[int, int]]:
