@@ -26,8 +26,16 @@ class Http2Connection:
         self._next_stream = 1
         connection.sendall(PREFACE + frame(SETTINGS, 0, 0))
 
-    def send(self, method: str, path: str, body: Iterable[bytes] = (), headers: Iterable[tuple[str, str]] = ()) -> int:
-        """Send a request, its body in these pieces; the number of its stream."""
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: Iterable[bytes] = (),
+        headers: Iterable[tuple[str, str]] = (),
+        *,
+        is_whole: bool = True,
+    ) -> int:
+        """Send a request, its body in these pieces (and no end, when it is not whole); the number of its stream."""
         stream = self._next_stream
         self._next_stream += 2
         named = [(":method", method), (":scheme", "http"), (":authority", "test"), (":path", path), *headers]
@@ -35,7 +43,8 @@ class Http2Connection:
         self._connection.sendall(frame(HEADERS, END_HEADERS, stream, block))
         for piece in body:
             self._connection.sendall(frame(DATA, 0, stream, piece))
-        self._connection.sendall(frame(DATA, END_STREAM, stream))
+        if is_whole:
+            self._connection.sendall(frame(DATA, END_STREAM, stream))
         return stream
 
     def answers(self, streams: Iterable[int]) -> dict[int, tuple[int, bytes]]:

@@ -157,3 +157,15 @@ def test_http2_holds_a_body_to_its_length_and_limit(tmp_path: Path) -> None:
 def test_a_path_may_be_percent_encoded(gateway: RunningGateway) -> None:
     """It is the same path."""
     assert httpx.post(f"{gateway.url}/api/v1/b%61tch", content=batch(row("a")), headers=dict([JSON])).status_code == 200
+
+
+def test_a_slow_http2_body_is_cut_off(tmp_path: Path) -> None:
+    """Its stream gets 408; the others of its connection are served."""
+    with RunningGateway(tmp_path, limits=Limits(request_seconds_max=1)) as gateway, gateway.connect() as connection:
+        http2 = Http2Connection(connection)
+        slow = http2.send("POST", "/api/v1/batch", [b'{"token"'], [JSON], is_whole=False)
+        good = http2.send("POST", "/api/v1/batch", [batch(row("a"))], [JSON])
+        answers = http2.answers([slow, good])
+        assert answers[slow][0] == -1  # 408 is not in the static table.
+        assert "did not arrive" in json.loads(answers[slow][1])["error"]
+        assert answers[good][0] == 200
