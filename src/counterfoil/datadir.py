@@ -3,7 +3,7 @@
     id                  UUID of this ledger and queue; stands in every cursor
     lock                held whole by `serve`; shared by `gateway` and `pipeline` when they run apart
     queue/ ledger/ lake/ quarantine/
-    run/                what is worth nothing after a stop: locks of the halves, metrics
+    run/                what is worth nothing after a stop: locks of the halves, metrics, rate limits
 
 Invariants:
     N1. Nobody but its owner reads it: the directory and all that is made in it.

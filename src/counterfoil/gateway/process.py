@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import structlog
 
@@ -21,7 +22,8 @@ from counterfoil.telemetry.metrics import GatewayMetrics, QueueMetrics, start_me
 
 log = structlog.get_logger()
 
-RATES_FILE = "rates"
+RATES_FILE = Path("run", "rates")
+"""In the data directory, with what is worth nothing after a stop."""
 
 
 def main() -> None:
