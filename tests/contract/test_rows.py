@@ -69,6 +69,7 @@ def test_the_servers_own_facts_are_no_part_of_a_row() -> None:
     )
     assert json.loads(result.bodies[0])["defaultProperties"] == {"version": "9"}
     assert result.has_version == [True, False]
+    assert json.loads(result.bodies[1])["defaultProperties"] == {}
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,10 @@ _TABLES = {
 def _canonical(row: Fields, made_distinct_id: str) -> CanonicalRow:
     defaults = row.get("defaultProperties", {})
     defaults.pop("received_at", None)
+    has_version = defaults.get("version") is not None
+    if not has_version:
+        # The server may have to name one; two of the same name would be delivered.
+        defaults.pop("version", None)
     body = content = _write(row)
     has_made_distinct_id = "distinctId" not in row
     if has_made_distinct_id:
@@ -98,7 +102,7 @@ def _canonical(row: Fields, made_distinct_id: str) -> CanonicalRow:
         content=content,
         event=row["event"],
         distinct_id=row["distinctId"],
-        has_version=defaults.get("version") is not None,
+        has_version=has_version,
         has_made_distinct_id=has_made_distinct_id,
     )
 

@@ -133,7 +133,9 @@ def fit(row: Row, oldest_ms: int, newest_ms: int) -> bool:
     if defaults is None:
         return False
     defaults.received_at = msgspec.UNSET
-    return defaults.version is not msgspec.UNSET and defaults.version is not None
+    if defaults.version is None:
+        defaults.version = msgspec.UNSET
+    return defaults.version is not msgspec.UNSET
 
 
 def is_typical(body: bytes, limits: Limits) -> bool:
