@@ -1,4 +1,4 @@
-"""What holds of every row, whatever it holds: the rules of C1 to C3."""
+"""What holds of every row, whatever it holds: C1 to C4 of the package's docstring."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_a_row_is_judged_alike_alone_and_in_any_batch_at_any_place(texts: list[b
 @example(b'{"event":"a","distinctId":"1","defaultProperties":{"host":"x\\ufeff"}}', RULES)
 @example(b'{"event":"a","distinctId":"1","time":1e999}', RULES)
 def test_the_typical_way_decides_as_the_careful_one(text: bytes, rules: RowRules) -> None:
-    """Whichever way a row takes, it becomes the same, or has the same fault."""
+    """C4: whichever way a row takes, it becomes the same, or has the same fault."""
     result = judged(text, rules=rules)
     verdict = judge_carefully(text, rules.limits, rules.window(NOW_MS), Endpoint.BATCH)
     if isinstance(verdict, CanonicalRow):
