@@ -5,9 +5,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests.certificate import make_certificate
 from tests.conformance_kit.own import arguments_for
 from tests.e2e.server import Server, clean_environment, command, running
-from tests.e2e.test_serve import make_certificate
 
 OTHER_LIMITS = """
 [limits]

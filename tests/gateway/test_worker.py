@@ -1,7 +1,6 @@
 """A worker's life: it listens, shares its port, answers what is in flight when it stops, or says why it can't start."""
 
 import asyncio
-import datetime
 import resource
 import signal
 import socket
@@ -13,10 +12,6 @@ from typing import Any
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from counterfoil.errors import QueueRefused, SettingsInvalid, StartRefused
 from counterfoil.gateway import worker
@@ -24,6 +19,7 @@ from counterfoil.gateway.worker import take_descriptors
 from counterfoil.positions import FramePosition
 from counterfoil.queue import FrameSink
 from counterfoil.queue.frame import FrameDraft
+from tests.certificate import make_certificate
 from tests.gateway.alone import AloneGateway
 from tests.gateway.http2 import Http2Connection
 from tests.gateway.server import TOKEN, RunningGateway, batch, is_closed, read_answer, request_head, row, until
@@ -175,26 +171,7 @@ def test_a_host_may_be_a_name_or_any_address(tmp_path: Path, host: str, reached:
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
     """A certificate for localhost and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
-    cert_file.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return cert_file, key_file
+    return make_certificate(tmp_path)
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
