@@ -53,7 +53,7 @@ conformance: $(READY) ## Test a server of our own with the conformance kit: ARGS
 	@$(BIN)/python -m tests.conformance_kit.own $(ARGS)
 
 lock: $(READY) ## Resolve the dependencies anew into requirements.lock
-	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --group dev pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --group dev --override requirements.overrides pyproject.toml -o requirements.lock
 
 clean: ## Remove what make set up
 	rm -rf $(VENV) .sdk .mypy_cache .ruff_cache .hypothesis
@@ -65,7 +65,7 @@ $(VENV)/bin/python:
 
 $(READY): requirements.lock pyproject.toml | $(VENV)/bin/python
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
+	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --require-hashes -r requirements.lock
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
 	@touch $@
 
