@@ -212,6 +212,7 @@ def plan_processes(part: Part, settings: Settings, ledger_id: UUID, metrics_dir:
             metrics_dir=metrics_dir,
             ledger=settings.ledger,
             pipeline=settings.pipeline,
+            queue=settings.queue,
             destinations=settings.destinations,
         )
         console = ConsoleTask(

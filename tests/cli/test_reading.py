@@ -42,6 +42,7 @@ def test_a_delivered_row_is_traced_to_its_commit(home: Path) -> None:
         "destination": "lake",
         "state": "delivered",
         "at": "2023-11-14T22:13:21.457Z",
+        "before": None,
         "behind_rows": None,
         "reason": None,
     }

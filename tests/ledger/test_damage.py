@@ -127,12 +127,12 @@ def test_a_ledger_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     """L6: what another version wrote is not read, and not written."""
     ledger = opened(tmp_path)
     batch = ledger._store.batch()
-    batch.put(FACTS, b"format", (2).to_bytes(2, "big"))
+    batch.put(FACTS, b"format", (3).to_bytes(2, "big"))
     ledger._store.write(batch)
     ledger.close()
-    with pytest.raises(LedgerUnusable, match="format version 2, expected 1"):
+    with pytest.raises(LedgerUnusable, match="format version 3, this Counterfoil reads versions up to 2"):
         opened(tmp_path)
-    with pytest.raises(LedgerUnusable, match="format version 2, expected 1"):
+    with pytest.raises(LedgerUnusable, match="format version 3, this Counterfoil reads versions up to 2"):
         Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
 
 

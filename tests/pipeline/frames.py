@@ -59,6 +59,7 @@ class MemoryQueue:
         self.frames: dict[DirectoryId, list[Frame]] = {}
         self.ends: dict[DirectoryId, FramePosition] = {}
         self.damaged: set[FramePosition] = set()
+        self.removed: dict[DirectoryId, int] = {}
 
     def append(
         self,
@@ -115,3 +116,12 @@ class MemoryQueue:
 
     def oldest(self, directory: DirectoryId) -> FramePosition:
         return self.frames[directory][0].position
+
+    def segment_numbers(self, directory: DirectoryId) -> list[SegmentNumber]:
+        first = self.removed.get(directory, 0) + 1
+        return [SegmentNumber(number) for number in range(first, self.ends[directory].segment + 1)]
+
+    def remove_oldest(self, directory: DirectoryId, number: SegmentNumber) -> None:
+        assert self.segment_numbers(directory)[0] == number < self.ends[directory].segment
+        self.removed[directory] = number
+        self.frames[directory] = [each for each in self.frames[directory] if each.position.segment > number]

@@ -1,7 +1,8 @@
-"""Ledger and settle against a toy of both: random frames, repeats, crashes and deliveries, same answers."""
+"""Ledger, settle and retention against a toy: random frames, repeats, crashes, deliveries, removals, same answers."""
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -12,13 +13,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from counterfoil import failpoints
 from counterfoil.contract.facts import RowFlag, Verdict, key_hash, key_prefix
 from counterfoil.destinations.interface import HeldRows
-from counterfoil.errors import LedgerWriteFailed
-from counterfoil.ledger import Ledger, SourceCounts, group_of, seq_of
+from counterfoil.errors import FrameDamaged, LedgerWriteFailed
+from counterfoil.ledger import Ledger, Seq, SourceCounts, group_of, seq_of
 from counterfoil.ledger.settings import MIB, LedgerSettings
 from counterfoil.ledger.store import Batch, Store
 from counterfoil.pipeline.audit import Held, audit
+from counterfoil.pipeline.retention import Retention
 from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.pipeline.settle import Settler
 from counterfoil.positions import DirectoryId, FramePosition, RowPosition
@@ -53,6 +56,9 @@ class Toy:
         self.first_content: dict[tuple[str, str], int] = {}
         self.history: dict[tuple[str, str], list[tuple[int, RowPosition, Verdict]]] = {}
         self.counts: dict[str, Counter[Verdict]] = {}
+        self.settled_at_s: list[float] = []
+        self.gone = 0
+        self.skipped: Counter[str] = Counter()
         self.meant: dict[str, set[int]] = {name: set() for name in DESTINATIONS}
         self.routed_by_group: dict[str, Counter[int]] = {name: Counter() for name in DESTINATIONS}
 
@@ -77,8 +83,16 @@ class Toy:
         return verdict
 
 
+class Crash(BaseException):
+    """The process ends here."""
+
+
+def crash_now() -> None:
+    raise Crash
+
+
 class Books(RuleBasedStateMachine):
-    """Frames come in, settle steps, the process dies, destinations deliver, time passes."""
+    """Frames come in, settle steps, the process dies, destinations deliver, time passes, what is old goes."""
 
     frames = Bundle("frames")
 
@@ -152,6 +166,7 @@ class Books(RuleBasedStateMachine):
         assert sum(group.row_count for group in groups) == count
         for group in groups:
             assert group.number == before + 1
+            self.toy.settled_at_s.append(self.running_s)
             for frame, first in group.parts():
                 self.settled.append(frame.position)
                 source, rows = self.rows_of[frame.position]
@@ -186,9 +201,12 @@ class Books(RuleBasedStateMachine):
         assert self.ledger.books() == before
         self.crash()
 
-    @rule(name=st.sampled_from(DESTINATIONS))
-    def register(self, name: str) -> None:
-        self.ledger.register_destination(name)
+    @rule(name=st.sampled_from(DESTINATIONS), from_oldest=st.booleans())
+    def register(self, name: str, from_oldest: bool) -> None:
+        is_new = name not in self.ledger.destinations()
+        self.ledger.register_destination(name, from_oldest=from_oldest)
+        if is_new:
+            assert self.started_at(name) == (self.toy.gone if from_oldest else self.ledger.last_group())
 
     @rule(name=st.sampled_from(DESTINATIONS), count=st.integers(1, 3))
     def deliver(self, name: str, count: int) -> None:
@@ -200,13 +218,61 @@ class Books(RuleBasedStateMachine):
             rows = sum(self.toy.routed_by_group[name][group.number] for group in groups)
             self.ledger.record_delivery(
                 name,
-                first_group=groups[0].number,
+                first_group=cursor + 1,
                 last_group=groups[-1].number,
                 delivered_rows=rows,
                 commit=f"c{groups[-1].number}",
                 at_ms=self.now_ms,
             )
             self.delivered[name] += rows
+
+    @rule(unset=st.sets(st.sampled_from(DESTINATIONS), max_size=1), days=st.sampled_from([0, 0, 3]))
+    def remove_what_is_over(self, unset: set[str], days: int) -> None:
+        """Retention of the destinations that are set now, until nothing more goes."""
+        before = self.toy.gone
+        retention = self.new_retention(unset, days)
+        while retention.step():
+            pass
+        self.see_what_is_gone(unset, days)
+        if not days:
+            cursors = [self.ledger.cursor(name) for name in self.set_ones(unset)]
+            assert self.toy.gone == max(before, min([self.ledger.last_group(), *cursors]))
+        for directory, position in self.ledger.reading_positions().items():
+            named = {number for of, number in self.ledger.last_group_of() if of == directory}
+            numbers = self.queue.segment_numbers(directory)
+            assert numbers[0] in named or numbers[0] == numbers[-1] or numbers[0] >= position.segment
+
+    @rule(
+        unset=st.sets(st.sampled_from(DESTINATIONS), max_size=1),
+        point=st.sampled_from(["before_groups", "after_groups", "between_segments", "between_segments=2"]),
+    )
+    def crash_in_a_removal(self, unset: set[str], point: str) -> None:
+        """What a removal that was cut off leaves is whole, and the next one goes on."""
+        failpoints.arm(f"retention.{point}", crash_now)
+        try:
+            with contextlib.suppress(Crash):
+                self.new_retention(unset, 0).step()
+        finally:
+            failpoints.arm("")
+        self.see_what_is_gone(unset, 0)
+        self.crash()
+
+    def new_retention(self, unset: set[str], days: int) -> Retention:
+        return Retention(self.ledger, self.queue, self.set_ones(unset), days)
+
+    def set_ones(self, unset: set[str]) -> list[str]:
+        return [name for name in self.ledger.destinations() if name not in unset]
+
+    def see_what_is_gone(self, unset: set[str], days: int) -> None:
+        gone = self.ledger.carried().last_group
+        for number in range(self.toy.gone + 1, gone + 1):
+            assert self.running_s - self.toy.settled_at_s[number - 1] >= days * 86_400
+            for name in self.ledger.destinations():
+                is_passed = number <= max(self.ledger.cursor(name), self.started_at(name))
+                assert is_passed or name in unset
+                if not is_passed:
+                    self.toy.skipped[name] += self.toy.routed_by_group[name][number]
+        self.toy.gone = gone
 
     @rule(days=st.integers(-400, 400))
     def move_the_clock(self, days: int) -> None:
@@ -241,7 +307,9 @@ class Books(RuleBasedStateMachine):
             routed = self.toy.routed_by_group[counts.destination]
             assert counts.routed == sum(n for group, n in routed.items() if group > counts.start_group)
             assert counts.delivered == self.delivered[counts.destination]
-            assert counts.pending == sum(n for group, n in routed.items() if group > counts.cursor)
+            assert counts.skipped == self.toy.skipped[counts.destination]
+            first_pending = max(counts.cursor, self.toy.gone) + 1
+            assert counts.pending == sum(n for group, n in routed.items() if group >= first_pending)
         assert len(self.settled) == len(set(self.settled))
 
     @precondition(lambda self: hasattr(self, "ledger"))
@@ -249,12 +317,28 @@ class Books(RuleBasedStateMachine):
     def every_row_is_found(self) -> None:
         for (source, distinct_id), history in self.toy.history.items():
             found = self.ledger.lookup(key_hash(key_prefix(source), distinct_id))
-            assert [(row.seq, row.position, row.verdict) for row in found] == history
+            assert [(row.seq, row.position, row.verdict) for row in found] == [
+                (seq, None if group_of(Seq(seq)) <= self.toy.gone else position, verdict)
+                for seq, position, verdict in history
+            ]
             for name in self.ledger.destinations():
                 for row in found:
                     record = self.ledger.delivery_of(name, group_of(row.seq))
                     start, cursor = self.started_at(name), self.ledger.cursor(name)
+                    if group_of(row.seq) <= self.toy.gone:
+                        continue
                     assert (record is not None) == (start < group_of(row.seq) <= cursor)
+
+    @precondition(lambda self: hasattr(self, "ledger"))
+    @invariant()
+    def no_kept_group_names_a_segment_that_is_gone(self) -> None:
+        for group in self.ledger.groups(0, 1_000_000):
+            for frame in group.frames:
+                if frame.position not in self.queue.damaged:
+                    with contextlib.suppress(FrameDamaged):
+                        assert self.queue.fetch(frame.position).position == frame.position
+                        continue
+                    raise AssertionError(f"{frame.position} is gone")
 
     def started_at(self, name: str) -> int:
         return next(each.start_group for each in self.ledger.books().destinations if each.destination == name)

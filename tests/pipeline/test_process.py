@@ -104,13 +104,17 @@ def test_a_failed_ledger_write_of_a_destination_ends_the_process() -> None:
 def test_a_destination_that_does_not_stop_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """A destination that is stuck in its step holds the stop up for a while, not for good."""
     monkeypatch.setattr(process, "STOP_SECONDS", 0.01)
-    release = threading.Event()
+    begun, release = threading.Event(), threading.Event()
 
     def hold(_: threading.Event) -> None:
+        begun.set()
         release.wait(WAIT_SECONDS)
 
-    stuck = Deliverer("stuck", hold)
-    pipeline = Pipeline(lambda: 0, (stuck,), poll_seconds=0.001)
-    threading.Timer(0.01, pipeline.stop).start()
+    def settle_until_it_is_stuck() -> int:
+        begun.wait(WAIT_SECONDS)
+        pipeline.stop()
+        return 0
+
+    pipeline = Pipeline(settle_until_it_is_stuck, (Deliverer("stuck", hold),), poll_seconds=0.001)
     assert not pipeline.run()
     release.set()

@@ -28,17 +28,18 @@ def audit(
     """Recount the books from disk, and say whether they balance.
 
     They are compared with the ledger's counters and with what destinations hold. For each source: accepted = new +
-    duplicate + conflict + blocked + test. For each destination: routed = delivered + dead + pending. Works while the
-    server runs and while it doesn't. Exit status 0 when the books balance, 1 when not.
+    duplicate + conflict + blocked + test. For each destination: routed = delivered + dead + skipped + pending. Rows
+    that retention removed are counted by the balances that were carried forward. Works while the server runs and while
+    it doesn't. Exit status 0 when the books balance, 1 when not.
     """
-    from counterfoil.cli.reading import destinations, opened
+    from counterfoil.cli.reading import destinations, last_gone, opened
     from counterfoil.config import load_settings
     from counterfoil.pipeline.audit import audit as audited
 
     settings = load_settings(config)
     with opened(settings) as (ledger, queue):
         held = {one.name: one.held for one in destinations(settings)} if ask_destinations else {}
-        found = audited(ledger, queue, held)
+        found = audited(ledger, queue, held, lambda: last_gone(settings))
     if as_json:
         print_json(audit_facts(found))
     else:
@@ -69,6 +70,7 @@ def audit_facts(found: Audit) -> dict[str, Any]:
             }
             for line in found.destinations
         ],
+        "oldest_group": found.oldest_group,
         "last_group": found.last_group,
         "damaged_frames": found.damaged_frames,
         "difference_count": found.difference_count,
@@ -77,7 +79,7 @@ def audit_facts(found: Audit) -> dict[str, Any]:
 
 
 _SOURCE_COUNTS = ("accepted", "new", "duplicate", "conflict", "blocked", "test")
-_DESTINATION_COUNTS = ("destination", "routed", "delivered", "dead", "pending")
+_DESTINATION_COUNTS = ("destination", "routed", "delivered", "dead", "skipped", "pending")
 
 
 def _held(line: AuditedDestination) -> int | None:
@@ -119,6 +121,11 @@ def _print_audit(found: Audit) -> None:
     for line in found.destinations:
         if line.failure is not None:
             print_line(f"{line.destination} could not be asked: {line.failure}")
+    if found.oldest_group > 1:
+        print_line(
+            f"Groups before {found.oldest_group:,} are gone by retention: their counts were carried forward, and what "
+            "destinations hold of them is not compared."
+        )
     if found.damaged_frames:
         print_line(f"Damages of the queue, beside the equations: {found.damaged_frames:,}")
     for each in found.differences[:DIFFERENCES_SHOWN]:

@@ -36,6 +36,12 @@ def opened(settings: Settings) -> Iterator[tuple[Ledger, QueueReader]]:
         ledger.close()
 
 
+def last_gone(settings: Settings) -> int:
+    """The last group that retention has removed by now."""
+    with opened(settings) as (ledger, _):
+        return ledger.carried().last_group
+
+
 def destinations(settings: Settings) -> Iterator[Destination]:
     """Every destination of the configuration, not opened; for one that was never delivered to any id will do."""
     from counterfoil.datadir import DataDir

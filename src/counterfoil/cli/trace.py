@@ -73,6 +73,7 @@ def delivery_facts(delivery: TracedDelivery) -> dict[str, Any]:
         "destination": delivery.destination,
         "state": str(delivery.state),
         "at": iso_utc(delivery.at_ms),
+        "before": iso_utc(delivery.before_ms),
         "commit": delivery.commit,
         "behind_rows": delivery.behind_rows,
         "reason": delivery.reason,
@@ -82,11 +83,13 @@ def delivery_facts(delivery: TracedDelivery) -> dict[str, Any]:
 def _print_row(row: TracedRow) -> None:
     facts = row_facts(row)
     print_line(f"{row.source}: {_VERDICTS[facts['verdict']]}")
-    if row.received_at_ms is None:
+    if row.verdict is not None and row.position is None:
+        print_line(f"  settled    on {facts['settled_at'][:10]}, seq {row.seq}; the row itself is gone by retention")
+    elif row.received_at_ms is None:
         print_line("  received   its frame can't be read any more")
     else:
         print_line(f"  received   {facts['received_at']}, request {facts['request_id']}")
-    if row.settled_at_ms is not None:
+    if row.settled_at_ms is not None and row.position is not None:
         print_line(f"  settled    {facts['settled_at']}, seq {row.seq}")
     if row.position is not None:
         print_line(f"  lies at    {row.position}")
@@ -107,9 +110,13 @@ _VERDICTS = {
 def _delivery_text(delivery: TracedDelivery) -> str:
     at = iso_utc(delivery.at_ms)
     match delivery.state.value:
-        case "delivered":
+        case "delivered" | "delivered_if_meant":
             commit = f", commit {delivery.commit}" if delivery.commit else ""
-            return f"delivered{f' {at}' if at else ''}{commit}"
+            when = f" {at}" if at else f" before {iso_utc(delivery.before_ms)}" if delivery.before_ms else ""
+            unsure = ", if it was meant for it" if delivery.state.value == "delivered_if_meant" else ""
+            return f"delivered{when}{commit}{unsure}"
+        case "skipped":
+            return "skipped: it went by retention while this destination was not in the configuration"
         case "pending":
             return f"pending, behind {delivery.behind_rows or 0:,} rows"
         case "dead":

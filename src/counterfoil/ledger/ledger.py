@@ -14,6 +14,11 @@ The family `default` holds, big-endian:
     reading/DIRECTORY                     where settle goes on reading (16)
     destination/NAME                      start group, cursor, base, delivered, dead (8 each)
     damage/POSITION                       bytes (8), reason; the position packed (16)
+    segment/DIRECTORY NUMBER              the last group that names a frame of a segment (8)
+    mark/GROUP                            time observed running (8) before which all groups up to this one were settled
+    gone/group                            the last group that is gone (8), when in ms (8)
+    gone/source/NAME, gone/routed/…, gone/destination/NAME, gone/end/DIRECTORY
+                                          balances carried forward of groups that are gone, see `carried.py`
 
 Counters are kept in memory by the writer and written whole: it is the only one, and RocksDB's merge is not at hand.
 """
@@ -31,6 +36,7 @@ from uuid import UUID
 from counterfoil.contract.facts import Verdict
 from counterfoil.errors import LedgerUnusable, LedgerWriteFailed
 from counterfoil.files import RealFiles
+from counterfoil.ledger.carried import Carried, carry_forward
 from counterfoil.ledger.generations import (
     Generation,
     LedgerClock,
@@ -39,6 +45,15 @@ from counterfoil.ledger.generations import (
     plan_generations,
     unpack_clock,
     unpack_generations,
+)
+from counterfoil.ledger.kept import (
+    AgeMark,
+    Kept,
+    Segment,
+    pack_routed_key,
+    put_mark,
+    put_segments,
+    unpack_routed_key,
 )
 from counterfoil.ledger.records import (
     FORMAT_VERSION,
@@ -59,10 +74,12 @@ from counterfoil.ledger.records import (
     Settled,
     SourceCounts,
     group_of,
+    pack_counts,
     pack_damage,
     pack_dead,
     pack_delivery,
     pack_group,
+    unpack_counts,
     unpack_damage,
     unpack_dead,
     unpack_delivery,
@@ -90,7 +107,6 @@ _DAMAGE = b"damage/"
 
 _U16 = struct.Struct(">H")
 _U64 = struct.Struct(">Q")
-_COUNTS = struct.Struct(">QQQQQQ")
 
 _Routed = tuple[str, tuple[str, ...] | None]
 
@@ -128,6 +144,8 @@ class Ledger:
             if mode == "write" and store.get(FACTS, _FORMAT) is None:
                 _begin(store, ledger_id)
             _check(store, path, ledger_id)
+            if mode == "write":
+                _upgrade(store)
             if mode == "write" and not made.exists():
                 RealFiles().write_whole(made, f"{ledger_id}\n".encode())
             return cls(store, settings.horizon_days * MS_A_DAY, is_writer=mode == "write")
@@ -157,12 +175,13 @@ class Ledger:
         self._reading: dict[DirectoryId, FramePosition] = {}
         self._destinations: dict[str, DestinationState] = {}
         self._damages: set[FramePosition] = set()
+        self._kept = Kept(facts)
         for key, value in facts.items():
             if key.startswith(_SOURCE):
                 name = key[len(_SOURCE) :].decode()
-                self._sources[name] = SourceCounts(name, *_COUNTS.unpack(value))
+                self._sources[name] = unpack_counts(name, value)
             elif key.startswith(_ROUTED):
-                self._routed[_unpack_routed(key)] = _U64.unpack(value)[0]
+                self._routed[unpack_routed_key(key[len(_ROUTED) :])] = _U64.unpack(value)[0]
             elif key.startswith(_READING):
                 position = FramePosition.unpack(value)
                 self._reading[position.directory] = position
@@ -207,6 +226,7 @@ class Ledger:
         with self._lock:
             batch = self._batch()
             last_group, clock = self._last_group, self._clock
+            named: dict[Segment, GroupNumber] = {}
             if settled.group is not None:
                 group = settled.group
                 assert group.number == self._last_group + 1
@@ -217,20 +237,22 @@ class Ledger:
                 batch.put(GROUPS, _U64.pack(group.number), pack_group(group))
                 batch.put(FACTS, _GROUP, _U64.pack(group.number))
                 batch.put(FACTS, _CLOCK, pack_clock(clock))
+                named = self._kept.put_group(batch, group)
             generation = self._generations[-1].number
             batch.put_all(seen_family(generation), settled.new_keys, settled.seen)
             batch.put_all(repeats_family(generation), settled.repeats, settled.repeat_verdicts)
             sources = self._added_sources(settled.source_counts)
             for counts in sources:
-                batch.put(FACTS, _SOURCE + counts.source.encode(), _pack_counts(counts))
+                batch.put(FACTS, _SOURCE + counts.source.encode(), pack_counts(counts))
             routed = self._added_routed(settled.group.routed if settled.group else ())
             for key, row_count in routed.items():
-                batch.put(FACTS, _pack_routed(key), _U64.pack(row_count))
+                batch.put(FACTS, _ROUTED + pack_routed_key(*key), _U64.pack(row_count))
             for position in settled.reading_positions:
                 batch.put(FACTS, _READING + position.directory, position.pack())
             _put_damages(batch, settled.damages)
             self._write(batch)
             self._last_group, self._clock = last_group, clock
+            self._kept.last_group_of.update(named)
             self._sources.update((counts.source, counts) for counts in sources)
             self._routed.update(routed)
             self._reading.update((position.directory, position) for position in settled.reading_positions)
@@ -250,22 +272,83 @@ class Ledger:
             self._write(batch)
             self._clock, self._generations = clock, plan.kept
 
+    # What retention reads and writes
+
+    def carried(self) -> Carried:
+        """What is carried forward of the groups that are gone."""
+        return self._kept.carried
+
+    def is_gone(self, number: int) -> bool:
+        """Whether a group was there and is no longer kept."""
+        return number <= self._kept.carried.last_group
+
+    def observed_ms(self) -> int:
+        """How long the ledger was observed running, over all its lives."""
+        return self._clock.observed_ms
+
+    def age_marks(self) -> tuple[AgeMark, ...]:
+        """How old the groups are that are kept, oldest first."""
+        with self._lock:
+            return tuple(self._kept.marks)
+
+    def mark_age(self, every_ms: int) -> None:
+        """Mark that every group of now was settled by now, when the last mark was set `every_ms` ago or earlier."""
+        with self._lock:
+            mark = self._kept.next_mark(self._last_group, self._clock.observed_ms, every_ms)
+            if mark is not None:
+                batch = self._batch()
+                put_mark(batch, mark)
+                self._write(batch)
+                self._kept.marks.append(mark)
+
+    def last_group_of(self) -> dict[Segment, GroupNumber]:
+        """For each segment that a kept group names the last group that does."""
+        with self._lock:
+            return dict(self._kept.last_group_of)
+
+    def remove_groups(self, last: int) -> None:
+        """Remove the groups up to `last`, their counts carried forward, and the deliveries that end in them; flushed.
+
+        What of them a destination had not passed is skipped by it. The segments they name are nobody's after this, as
+        far as no later group names them. Reads all these groups at once. Raises LedgerWriteFailed as `record` does.
+        """
+        groups = self.groups(self._kept.carried.last_group, last - self._kept.carried.last_group)
+        assert groups[-1].number == last
+        with self._lock:
+            before = self._kept.carried
+            ended = [each for name in self._destinations for each in self._deliveries_within(name, before, last)]
+            carried = carry_forward(before, groups, self._destinations, ended, self._clock.time_ms)
+            batch = self._batch()
+            unnamed = self._kept.put_carried(batch, carried)
+            for name in {each.destination for each in ended}:
+                batch.delete_range(DELIVERIES, _of_destination(name, 0), _of_destination(name, last + 1))
+            self._write(batch)
+            self._kept.forget(carried, unnamed)
+
+    def _deliveries_within(self, name: str, before: Carried, last: int) -> Iterable[DeliveryRecord]:
+        for record in self._deliveries(name, before.of(name).delivered_to + 1):
+            if record.last_group > last:
+                return
+            yield record
+
     # What deliver reads and writes
 
     def groups(self, after: int, count_max: int) -> list[Group]:
         """Up to `count_max` groups with larger numbers than `after`, in order."""
-        found = islice(self._store.items(GROUPS, _U64.pack(after + 1)), count_max)
+        first = max(after + 1, self.carried().oldest_group)
+        found = islice(self._store.items(GROUPS, _U64.pack(first)), count_max)
         return [unpack_group(GroupNumber(_U64.unpack(key)[0]), value) for key, value in found]
 
     def group(self, number: int) -> Group | None:
         """One group, or None when it is not kept."""
-        packed = self._store.get(GROUPS, _U64.pack(number))
+        packed = None if self.is_gone(number) else self._store.get(GROUPS, _U64.pack(number))
         return None if packed is None else unpack_group(GroupNumber(number), packed)
 
     def routed_between(self, name: str, after: int, before: int) -> int:
-        """How many rows for a destination lie in the groups between two, both left out."""
+        """How many rows for a destination lie in the groups between two that are kept, both left out."""
         count = 0
-        for key, packed in self._store.items(GROUPS, _U64.pack(after + 1)):
+        first = max(after + 1, self.carried().oldest_group)
+        for key, packed in self._store.items(GROUPS, _U64.pack(first)):
             if _U64.unpack(key)[0] >= before:
                 break
             count += sum(routed.row_count for routed in unpack_routed(packed) if routed.is_for(name))
@@ -284,10 +367,9 @@ class Ledger:
         with self._lock:
             if name in self._destinations:
                 return
-            start = GroupNumber(self._oldest_group() - 1) if from_oldest else self._last_group
-            earlier = sum(rows for (_, names), rows in self._routed.items() if names is None or name in names)
-            if from_oldest:
-                earlier -= sum(group.routed_to(name) for group in self.groups(start, self._last_group - start))
+            carried = self._kept.carried
+            start = carried.last_group if from_oldest else self._last_group
+            earlier = carried.routed_to(name) if from_oldest else self._meant_for(name)
             state = DestinationState(start, start, earlier, 0, 0)
             batch = self._batch()
             batch.put(FACTS, _DESTINATION + name.encode(), state.pack())
@@ -373,8 +455,11 @@ class Ledger:
 
     def deliveries(self, name: str) -> Iterable[DeliveryRecord]:
         """All deliveries of a destination that are kept, in order."""
+        return self._deliveries(name, self.carried().of(name).delivered_to + 1)
+
+    def _deliveries(self, name: str, first: int) -> Iterable[DeliveryRecord]:
         prefix = name.encode() + b"\0"
-        for key, value in self._store.items(DELIVERIES, prefix, prefix):
+        for key, value in self._store.items(DELIVERIES, _of_destination(name, first), prefix):
             yield unpack_delivery(name, GroupNumber(_U64.unpack(key[len(prefix) :])[0]), value)
 
     def dead_letter(self, name: str, seq: int) -> DeadLetter | None:
@@ -416,15 +501,18 @@ class Ledger:
             yield unpack_damage(FramePosition.unpack(key[len(_DAMAGE) :]), value)
 
     def _destination_counts(self, name: str, state: DestinationState) -> DestinationCounts:
-        meant = sum(rows for (_, names), rows in self._routed.items() if names is None or name in names)
         return DestinationCounts(
             destination=name,
             start_group=state.start_group,
             cursor=state.cursor,
-            routed=meant - state.base,
+            routed=self._meant_for(name) - state.base,
             delivered=state.delivered,
             dead=state.dead,
+            skipped=self._kept.carried.of(name).skipped,
         )
+
+    def _meant_for(self, name: str) -> int:
+        return sum(rows for (_, names), rows in self._routed.items() if names is None or name in names)
 
     # Writing
 
@@ -441,11 +529,6 @@ class Ledger:
             # What lies in the write-ahead log is known only when it is read again: until then nothing more goes in.
             self._failure = str(error)
             raise
-
-    def _oldest_group(self) -> int:
-        for key, _ in self._store.items(GROUPS, b""):
-            return int(_U64.unpack(key)[0])
-        return self._last_group + 1
 
     def _added_sources(self, added: tuple[SourceCounts, ...]) -> list[SourceCounts]:
         assert all(counts.is_balanced for counts in added)
@@ -475,10 +558,26 @@ def _check(store: Store, path: Path, ledger_id: UUID) -> None:
     if packed_format is None or packed_id is None:
         raise LedgerUnusable(f"{path}: there is no ledger here")
     (version,) = _U16.unpack(packed_format)
-    if version != FORMAT_VERSION:
-        raise LedgerUnusable(f"{path}: format version {version}, expected {FORMAT_VERSION}")
+    if version > FORMAT_VERSION:
+        raise LedgerUnusable(
+            f"{path}: format version {version}, this Counterfoil reads versions up to {FORMAT_VERSION}"
+        )
     if packed_id != ledger_id.bytes:
         raise LedgerUnusable(f"{path}: the ledger {UUID(bytes=packed_id)}, expected {ledger_id}")
+
+
+def _upgrade(store: Store) -> None:
+    """Note which group names a segment last, as version 1 did not."""
+    packed = store.get(FACTS, _FORMAT)
+    if packed is not None and _U16.unpack(packed)[0] < FORMAT_VERSION:
+        named: dict[Segment, GroupNumber] = {}
+        for key, value in store.items(GROUPS, b""):
+            group = unpack_group(GroupNumber(_U64.unpack(key)[0]), value)
+            named.update(((f.position.directory, f.position.segment), group.number) for f in group.frames)
+        batch = store.batch()
+        put_segments(batch, named)
+        batch.put(FACTS, _FORMAT, _U16.pack(FORMAT_VERSION))
+        store.write(batch)
 
 
 def _put_damages(batch: Batch, damages: Iterable[DamageRecord]) -> None:
@@ -489,21 +588,3 @@ def _put_damages(batch: Batch, damages: Iterable[DamageRecord]) -> None:
 
 def _of_destination(name: str, number: int) -> bytes:
     return name.encode() + b"\0" + _U64.pack(number)
-
-
-def _pack_counts(counts: SourceCounts) -> bytes:
-    return _COUNTS.pack(
-        counts.accepted, counts.new, counts.duplicate, counts.conflict, counts.blocked, counts.test
-    )  # fmt: skip
-
-
-def _pack_routed(key: _Routed) -> bytes:
-    source, names = key
-    return _ROUTED + source.encode() + b"/" + (b"*" if names is None else ",".join(names).encode())
-
-
-def _unpack_routed(packed: bytes) -> _Routed:
-    source, _, joined = packed[len(_ROUTED) :].decode().partition("/")
-    if joined == "*":
-        return source, None
-    return source, tuple(joined.split(",")) if joined else ()

@@ -18,6 +18,7 @@ A row's `seq` is group * 65,536 + its place in the group.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from collections.abc import Iterator
 from typing import NewType
 
@@ -27,7 +28,7 @@ from counterfoil.contract.facts import Verdict
 from counterfoil.errors import LedgerUnusable
 from counterfoil.positions import FramePosition, RowPosition
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ROWS_A_GROUP_MAX = 65_536
 """A row's place in its group is the lower 16 bits of its `seq`."""
 
@@ -47,6 +48,8 @@ _DELIVERY = struct.Struct(">QQQQ")
 _DEAD = struct.Struct(">Q")
 _DESTINATION = struct.Struct(">QQQQQ")
 _DAMAGE = struct.Struct(">Q")
+_COUNTS = struct.Struct(">QQQQQQ")
+_COUNTED = (Verdict.NEW, Verdict.DUPLICATE, Verdict.CONFLICT, Verdict.BLOCKED, Verdict.TEST)
 SEEN_BYTES = _SEEN.size
 MS_A_DAY = 86_400_000
 
@@ -114,6 +117,15 @@ class Group(msgspec.Struct, frozen=True):
             yield frame, place
             place += frame.row_count
 
+    def source_counts(self) -> tuple[SourceCounts, ...]:
+        """The books of each source over the rows of this group."""
+        counted: dict[str, Counter[int]] = {}
+        for frame, place in self.parts():
+            counted.setdefault(frame.source, Counter()).update(self.verdicts[place : place + frame.row_count])
+        return tuple(
+            SourceCounts(source, of.total(), *(of[each] for each in _COUNTED)) for source, of in counted.items()
+        )
+
     def position_of(self, place: int) -> RowPosition:
         """Where the row at a place in the group lies in the queue."""
         for frame, first in self.parts():
@@ -150,7 +162,7 @@ class SourceCounts(msgspec.Struct, frozen=True):
 
 
 class DestinationCounts(msgspec.Struct, frozen=True):
-    """A destination's side of the books: routed = delivered + dead + pending."""
+    """A destination's side of the books: routed = delivered + dead + skipped + pending."""
 
     destination: str
     start_group: GroupNumber
@@ -160,10 +172,12 @@ class DestinationCounts(msgspec.Struct, frozen=True):
     routed: int
     delivered: int
     dead: int
+    skipped: int = 0
+    """Rows that retention removed before it took them, while it was not in the configuration."""
 
     @property
     def pending(self) -> int:
-        return self.routed - self.delivered - self.dead
+        return self.routed - self.delivered - self.dead - self.skipped
 
 
 class Books(msgspec.Struct, frozen=True):
@@ -344,6 +358,17 @@ class DestinationState(msgspec.Struct, frozen=True):
     @classmethod
     def unpack(cls, packed: bytes) -> DestinationState:
         return cls(*_DESTINATION.unpack(packed))
+
+
+def pack_counts(counts: SourceCounts) -> bytes:
+    """Rows accepted, new, duplicate, conflict, blocked, test, 8 bytes each."""
+    return _COUNTS.pack(
+        counts.accepted, counts.new, counts.duplicate, counts.conflict, counts.blocked, counts.test
+    )  # fmt: skip
+
+
+def unpack_counts(source: str, packed: bytes) -> SourceCounts:
+    return SourceCounts(source, *_COUNTS.unpack(packed))
 
 
 def pack_damage(damage: DamageRecord) -> bytes:

@@ -112,6 +112,10 @@ class Batch:
     def delete(self, family: Family, key: bytes) -> None:
         self._batch.delete(key, self._handles[family])
 
+    def delete_range(self, family: Family, first: bytes, end: bytes) -> None:
+        """Remove the keys from `first` on that come before `end`; their space comes back as files are rewritten."""
+        self._batch.delete_range(first, end, self._handles[family])
+
     def erase(self, family: Family) -> None:
         """Remove all keys of a family."""
         self._batch.delete_range(b"", _AFTER_ALL_KEYS, self._handles[family])

@@ -4,6 +4,9 @@ What is counted: the rows of the queue's frames, the verdicts of the ledger's gr
 deliveries, and the rows that a destination holds. What it is compared with: the ledger's counters. The ledger is read
 at one moment and frames never change, so it works while the server runs.
 
+Groups that retention removed are counted by the balances that were carried forward when they went; what destinations
+hold of their rows is not asked.
+
 Groups are gone through in order, and beside them each writer's directory: frames and groups name the same positions in
 the same order, so nothing is kept but a place in each. Memory does not grow with the rows: what a destination holds is
 asked for window by window.
@@ -24,6 +27,7 @@ from counterfoil.destinations.interface import HeldRows
 from counterfoil.errors import DestinationError, FrameDamaged
 from counterfoil.ledger import (
     ROWS_A_GROUP_MAX,
+    Carried,
     DestinationCounts,
     Group,
     GroupFrame,
@@ -42,6 +46,8 @@ DIFFERENCES_MAX = 1000
 
 WINDOW_ROWS = 1_000_000
 """Rows after which destinations are asked what they hold of them."""
+
+ASKS_MAX = 20
 
 _READ_BYTES = 8 * 1024 * 1024
 _GROUPS_AT_ONCE = 16
@@ -101,12 +107,14 @@ class HeldCount(msgspec.Struct, frozen=True):
 
 
 class AuditedDestination(msgspec.Struct, frozen=True):
-    """A destination's line: routed = delivered + dead + pending."""
+    """A destination's line: routed = delivered + dead + skipped + pending."""
 
     destination: str
     routed: int
     delivered: int
     dead: int
+    skipped: int
+    """Rows that went before it took them, while it was not in the configuration."""
     pending: int
     """Routed rows of the groups after the cursor."""
     counted: DestinationCounts
@@ -123,7 +131,7 @@ class AuditedDestination(msgspec.Struct, frozen=True):
     def is_balanced(self) -> bool:
         counted = self.counted
         return (
-            self.routed == self.delivered + self.dead + self.pending
+            self.routed == self.delivered + self.dead + self.skipped + self.pending
             and (self.routed, self.delivered, self.dead) == (counted.routed, counted.delivered, counted.dead)
             and (self.missing, self.surplus, self.failure) == (0, 0, None)
         )
@@ -136,6 +144,8 @@ class Audit(msgspec.Struct, frozen=True):
     destinations: tuple[AuditedDestination, ...]
     damaged_frames: int
     """Known damage; it stands beside the equations."""
+    oldest_group: int
+    """The oldest group that is kept: of those before it the counts were carried forward."""
     last_group: int
     differences: tuple[Difference, ...]
     difference_count: int
@@ -146,16 +156,26 @@ class Audit(msgspec.Struct, frozen=True):
         return is_even and not self.difference_count
 
 
-def audit(ledger: Ledger, source: FrameSource, held: Mapping[str, Held] | None = None) -> Audit:
+def audit(
+    ledger: Ledger,
+    source: FrameSource,
+    held: Mapping[str, Held] | None = None,
+    last_gone: Callable[[], int] | None = None,
+) -> Audit:
     """Recount the books from disk and compare them with the counters, and with what destinations hold.
 
-    `held` has for each destination that can be asked its `Destination.held`.
+    `held` has for each destination that can be asked its `Destination.held`. `last_gone` gives the last group that is
+    gone by now, which may be later than the moment at which `ledger` is read: retention goes on meanwhile.
     """
     books = ledger.books()
+    carried = ledger.carried()
     found = _Differences()
-    walks = {directory: _Walk(source, directory, end) for directory, end in ledger.reading_positions().items()}
+    walks = {
+        directory: _Walk(source, directory, carried.ends.get(directory), end)
+        for directory, end in ledger.reading_positions().items()
+    }
     known = frozenset(damage.position for damage in ledger.damages())
-    recount = _Recount(found, walks, known)
+    recount = _Recount(found, walks, known, carried, _Gone(last_gone or (lambda: ledger.carried().last_group)))
     tallies = [_Tally(ledger, counts, (held or {}).get(counts.destination), found) for counts in books.destinations]
     rows = 0
     for group in _all_groups(ledger, found):
@@ -177,6 +197,7 @@ def audit(ledger: Ledger, source: FrameSource, held: Mapping[str, Held] | None =
         ),
         destinations=tuple(tally.finish() for tally in tallies),
         damaged_frames=books.damaged_frames,
+        oldest_group=carried.oldest_group,
         last_group=books.last_group,
         differences=tuple(found.first),
         difference_count=found.count,
@@ -203,7 +224,7 @@ class _Differences:
 
 def _all_groups(ledger: Ledger, found: _Differences) -> Iterator[Group]:
     last = ledger.last_group()
-    expected = 0
+    expected: int = ledger.carried().last_group
     while groups := ledger.groups(expected, _GROUPS_AT_ONCE):
         for group in groups:
             expected += 1
@@ -215,11 +236,29 @@ def _all_groups(ledger: Ledger, found: _Differences) -> Iterator[Group]:
         found.add(DifferenceKind.GROUP_MISSING, group=missing)
 
 
-class _Walk:
-    """The frames of a directory in order, up to the place where settle goes on."""
+class _Gone:
+    """Whether a group is gone by now that was there at the moment which is audited."""
 
-    def __init__(self, source: FrameSource, directory: DirectoryId, end: FramePosition) -> None:
-        self._frames = _frames_until(source, directory, end)
+    def __init__(self, last_gone: Callable[[], int]) -> None:
+        self._ask = last_gone
+        self._last = 0
+        self._asks_left = ASKS_MAX
+
+    def is_gone(self, group: int) -> bool:
+        """Asks where it must; when it often was asked in vain, nothing is gone and much is damaged."""
+        if group > self._last and self._asks_left:
+            self._last = self._ask()
+            self._asks_left -= group > self._last
+        return group <= self._last
+
+
+class _Walk:
+    """The frames of a directory in order, from the oldest that a kept group names to where settle goes on."""
+
+    def __init__(
+        self, source: FrameSource, directory: DirectoryId, start: FramePosition | None, end: FramePosition
+    ) -> None:
+        self._frames = _frames_until(source, directory, start, end)
         self.next = next(self._frames, None)
 
     def take(self) -> Frame | None:
@@ -227,8 +266,9 @@ class _Walk:
         return taken
 
 
-def _frames_until(source: FrameSource, directory: DirectoryId, end: FramePosition) -> Iterator[Frame]:
-    start: FramePosition | None = None
+def _frames_until(
+    source: FrameSource, directory: DirectoryId, start: FramePosition | None, end: FramePosition
+) -> Iterator[Frame]:
     while True:
         try:
             result = source.read(directory, start, _READ_BYTES)
@@ -258,13 +298,19 @@ class _Recount:
     """The sources' side: frames and groups, each once."""
 
     def __init__(
-        self, found: _Differences, walks: dict[DirectoryId, _Walk], known_damages: frozenset[FramePosition]
+        self,
+        found: _Differences,
+        walks: dict[DirectoryId, _Walk],
+        known_damages: frozenset[FramePosition],
+        carried: Carried,
+        gone: _Gone,
     ) -> None:
         self._found = found
         self._walks = walks
         self._known_damages = known_damages
-        self._accepted: Counter[str] = Counter()
-        self._judged: dict[str, SourceCounts] = {}
+        self._gone = gone
+        self._accepted = Counter({source: counts.accepted for source, counts in carried.sources.items()})
+        self._judged = dict(carried.sources)
 
     def add(self, group: Group) -> _GroupRows:
         """Count a group's rows."""
@@ -287,7 +333,7 @@ class _Recount:
         if walk is None or walk.next is None or walk.next.position != position:
             # What it held is known from the group alone; the equations stand, and the damage stands beside them.
             self._accepted[named.source] += named.row_count
-            if position not in self._known_damages:
+            if position not in self._known_damages and not self._gone.is_gone(group.number):
                 self._found.add(DifferenceKind.FRAME_UNREADABLE, group=group.number, position=position)
             return None
         frame = walk.take()
@@ -329,16 +375,18 @@ class _Tally:
         self._deliveries = iter(ledger.deliveries(counts.destination))
         self._dead_seqs = np.array(sorted(each.seq for each in ledger.dead_letters(counts.destination)), np.int64)
         self._ledger = ledger
-        self._routed = self._pending = self._delivered = self._dead = 0
-        self._open_rows = 0
+        carried = ledger.carried().of(counts.destination)
+        self._routed, self._delivered, self._dead = carried.routed, carried.delivered, carried.dead
+        self._skipped, self._pending = carried.skipped, 0
+        self._open_rows = carried.open_rows
         self._delivery = next(self._deliveries, None)
-        self._next_first = counts.start_group + 1
+        self._next_first = max(counts.start_group, carried.delivered_to) + 1
         self._expected: list[NDArray[np.int64]] = []
         self._unknown: list[NDArray[np.int64]] = []
         self._expected_of: Counter[str] = Counter()
         self._held_of: Counter[str] = Counter()
-        self._asked_to = seq_of(counts.start_group + 1, 0)
-        self._reached = counts.start_group
+        self._reached: int = max(counts.start_group, ledger.carried().last_group)
+        self._asked_to = seq_of(self._reached + 1, 0)
         self._missing = self._surplus = 0
         self._failure: str | None = None
 
@@ -457,6 +505,7 @@ class _Tally:
             routed=self._routed,
             delivered=self._delivered,
             dead=self._dead,
+            skipped=self._skipped,
             pending=self._pending,
             counted=self._counts,
             held=tuple(HeldCount(name, self._expected_of[name], self._held_of[name]) for name in names)

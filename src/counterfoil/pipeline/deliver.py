@@ -294,7 +294,9 @@ class Deliverer:
         """Record what the destination holds and the ledger does not know: a crash came between commit and cursor."""
         routed = 0
         dead = list(receipt.dead)
-        number = first_group - 1
+        # What is gone since then, while it was not set, is counted as skipped already, though it holds it.
+        number = max(first_group - 1, self._ledger.carried().last_group)
+        is_whole = number == first_group - 1
         while number < receipt.last_group:
             for group in self._ledger.groups(number, min(GROUPS_AT_ONCE, receipt.last_group - number)):
                 number = group.number
@@ -302,7 +304,8 @@ class Deliverer:
                     routed += row_count
                     dead += self._rows_of(group)[1]
         # A frame may have been damaged since: its rows were delivered all the same.
-        dead_count = routed - receipt.row_count if receipt.first_group == first_group else len(dead)
+        is_known = receipt.first_group == first_group and is_whole
+        dead_count = routed - receipt.row_count if is_known else min(routed, len(dead))
         dead = dead[:dead_count]
         whole = msgspec.structs.replace(receipt, row_count=routed - len(dead))
         self._record(first_group, whole, dead)
@@ -348,7 +351,8 @@ class _Gathered:
     def add(self, group: int, rows: list[DeliveredRow], dead: list[RefusedRow], frame_bytes: int, now: float) -> None:
         """Take a group."""
         if not self.first_group:
-            self.first_group, self._began = group, now
+            # Not the group's own number: those between may be gone, while this destination was not set.
+            self.first_group, self._began = self.last_group + 1, now
         if self._first_row_at is None and (rows or dead):
             self._first_row_at = now
         self.last_group = group

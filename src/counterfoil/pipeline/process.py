@@ -1,4 +1,6 @@
-"""The pipeline's process: settle on the main thread, and one thread a destination, until its lifeline ends.
+"""The pipeline's process: settle on the main thread, one thread a destination and one for retention.
+
+Until its lifeline ends.
 
 Settle wakes the destinations when it has made a group; each goes at its own pace. What one destination can't do
 stays with it. What goes wrong in settle or in the ledger ends the process: the next life opens the ledger anew and
@@ -22,6 +24,7 @@ from counterfoil.files import RealFiles
 from counterfoil.ledger import Ledger
 from counterfoil.lifeline import Lifeline
 from counterfoil.pipeline.deliver import Deliverer, DeliveryState
+from counterfoil.pipeline.retention import Retention, tell_unset
 from counterfoil.pipeline.settle import Settler
 from counterfoil.pipeline.task import PipelineTask
 from counterfoil.queue import FrameSource
@@ -32,22 +35,22 @@ from counterfoil.telemetry.metrics import PipelineMetrics, start_metrics
 log = structlog.get_logger()
 
 STOP_SECONDS = 6.0
-"""How long a destination may take to finish its step at the stop."""
+"""How long a worker may take to finish its step at the stop."""
 
 AGAIN_SECONDS = 5.0
-"""After an error that nobody understood, a destination is tried again after this time."""
+"""After an error that nobody understood, a worker is started again after this time."""
 
 
-class Delivering(Protocol):
-    """What delivers to one destination."""
+class Working(Protocol):
+    """What works beside settle on a thread of its own: delivers to one destination, or removes what is over."""
 
     @property
     def name(self) -> str:
-        """The destination's name."""
+        """The destination's name, or what it does."""
         ...
 
     def run(self, stop: threading.Event) -> None:
-        """Deliver until `stop` is set and `wake` called; what the outside can cause is dealt with inside."""
+        """Work until `stop` is set and `wake` called; what the outside can cause is dealt with inside."""
         ...
 
     def wake(self) -> None:
@@ -56,24 +59,24 @@ class Delivering(Protocol):
 
 
 class Pipeline:
-    """Settle and deliver, in one process."""
+    """Settle, and what works beside it, in one process."""
 
     def __init__(
         self,
         settle_step: Callable[[], int],
-        deliverers: Sequence[Delivering],
+        workers: Sequence[Working],
         *,
         poll_seconds: float,
     ) -> None:
         """`settle_step` settles a group and gives its rows, 0 when there was nothing to settle."""
         self._settle_step = settle_step
-        self._deliverers = deliverers
+        self._workers = workers
         self._poll_seconds = poll_seconds
         self._stop = threading.Event()
         self._failure: BaseException | None = None
         self._threads = [
-            threading.Thread(target=self._deliver, args=(each,), name=f"deliver {each.name}", daemon=True)
-            for each in deliverers
+            threading.Thread(target=self._work, args=(each,), name=f"pipeline {each.name}", daemon=True)
+            for each in workers
         ]
 
     def stop(self) -> None:
@@ -82,9 +85,9 @@ class Pipeline:
         self._wake()
 
     def run(self) -> bool:
-        """Settle and deliver until `stop`; whether every destination came to its end then.
+        """Settle and work until `stop`; whether every worker came to its end then.
 
-        Raises what settle raised, and what a destination met in the ledger.
+        Raises what settle raised, and what a worker met in the ledger.
         """
         for thread in self._threads:
             thread.start()
@@ -105,18 +108,18 @@ class Pipeline:
                 self._stop.wait(self._poll_seconds)
 
     def _wake(self) -> None:
-        for deliverer in self._deliverers:
-            deliverer.wake()
+        for worker in self._workers:
+            worker.wake()
 
-    def _deliver(self, deliverer: Delivering) -> None:
+    def _work(self, worker: Working) -> None:
         while not self._stop.is_set():
             try:
-                deliverer.run(self._stop)
+                worker.run(self._stop)
             except (LedgerWriteFailed, LedgerUnusable) as failure:
                 self._failure = failure
                 self.stop()
             except Exception as problem:
-                log.error("deliver.failed", destination=deliverer.name, exc_info=problem)
+                log.error("pipeline.worker_failed", worker=worker.name, exc_info=problem)
                 self._stop.wait(AGAIN_SECONDS)
 
     def _await_threads(self) -> bool:
@@ -138,6 +141,8 @@ def main() -> None:
         # Before the first group is settled: what is settled earlier is not for a destination that nobody knew.
         ledger.register_destination(each.name)
     deliverers = [make_deliverer(each, task, ledger, queue, metrics, line) for each in task.destinations]
+    tell_unset(ledger, [each.name for each in task.destinations])
+    retention = Retention(ledger, queue, [each.name for each in task.destinations], task.queue.retention_days)
     settler = Settler(queue, ledger, task.pipeline, _clock_ms)
 
     def settle_step() -> int:
@@ -147,7 +152,7 @@ def main() -> None:
             metrics.settled(time.monotonic() - began)
         return row_count
 
-    pipeline = Pipeline(settle_step, deliverers, poll_seconds=task.pipeline.poll_ms / 1000)
+    pipeline = Pipeline(settle_step, [*deliverers, retention], poll_seconds=task.pipeline.poll_ms / 1000)
     line.watch(pipeline.stop)
     line.ready()
     if not pipeline.run():

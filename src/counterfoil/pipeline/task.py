@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from counterfoil.destinations.settings import DestinationSettings
 from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.pipeline.settings import PipelineSettings
+from counterfoil.queue.settings import QueueSettings
 
 
 class PipelineTask(BaseModel):
@@ -22,4 +23,5 @@ class PipelineTask(BaseModel):
     metrics_dir: Path
     ledger: LedgerSettings
     pipeline: PipelineSettings
+    queue: QueueSettings
     destinations: tuple[DestinationSettings, ...]

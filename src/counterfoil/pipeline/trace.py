@@ -35,6 +35,10 @@ class DeliveryState(StrEnum):
     """Its source's allowlist names other destinations for it."""
     TOO_EARLY = "too_early"
     """It was settled before the destination was there."""
+    DELIVERED_IF_MEANT = "delivered_if_meant"
+    """Its group is gone, and some rows of its source were meant for others: delivered, if it was meant for this one."""
+    SKIPPED = "skipped"
+    """It went before the destination took it, while that was not in the configuration."""
 
 
 class TracedDelivery(msgspec.Struct, frozen=True):
@@ -46,6 +50,8 @@ class TracedDelivery(msgspec.Struct, frozen=True):
     """What the destination calls the commit that holds the row."""
     at_ms: int | None = None
     """When it was delivered or became dead."""
+    before_ms: int | None = None
+    """A time by which it was delivered, when its group is gone and nothing more is known."""
     behind_rows: int | None = None
     """How many rows for this destination come before it, at most; when pending."""
     reason: str | None = None
@@ -99,7 +105,10 @@ def _settled(
     deliveries: tuple[TracedDelivery, ...] = ()
     if row.verdict is Verdict.NEW:
         group = ledger.group(group_of(row.seq))
-        deliveries = tuple(_delivery(ledger, group, frame, counts, row) for counts in destinations)
+        deliveries = tuple(
+            _gone_delivery(ledger, name, counts, row) if group is None else _delivery(ledger, group, frame, counts, row)
+            for counts in destinations
+        )
     return TracedRow(
         source=name,
         verdict=row.verdict,
@@ -122,8 +131,29 @@ def _fetched(source: FrameSource, position: RowPosition | None) -> Frame | None:
         return None
 
 
+def _gone_delivery(ledger: Ledger, source: str, counts: DestinationCounts, row: FoundRow) -> TracedDelivery:
+    """Of a row whose group is gone: retention waits for every destination that is in the configuration."""
+    name, number = counts.destination, group_of(row.seq)
+    carried = ledger.carried()
+    if number <= counts.start_group:
+        return TracedDelivery(name, DeliveryState.TOO_EARLY)
+    letter = ledger.dead_letter(name, row.seq)
+    if letter is not None:
+        return TracedDelivery(name, DeliveryState.DEAD, at_ms=letter.at_ms, reason=letter.reason)
+    are_meant = {count.is_for(name) for count in carried.routed if count.source == source}
+    if are_meant == {False}:
+        return TracedDelivery(name, DeliveryState.NOT_MEANT)
+    if carried.of(name).has_skipped(number):
+        return TracedDelivery(name, DeliveryState.SKIPPED)
+    state = DeliveryState.DELIVERED if are_meant == {True} else DeliveryState.DELIVERED_IF_MEANT
+    record = ledger.delivery_of(name, number)
+    if record is not None:
+        return TracedDelivery(name, state, commit=record.commit, at_ms=record.at_ms)
+    return TracedDelivery(name, state, before_ms=carried.at_ms)
+
+
 def _delivery(
-    ledger: Ledger, group: Group | None, frame: Frame | None, counts: DestinationCounts, row: FoundRow
+    ledger: Ledger, group: Group, frame: Frame | None, counts: DestinationCounts, row: FoundRow
 ) -> TracedDelivery:
     name, number = counts.destination, group_of(row.seq)
     if number <= counts.start_group:
@@ -139,16 +169,15 @@ def _delivery(
     if number <= counts.cursor:
         return TracedDelivery(name, DeliveryState.DELIVERED)
     behind = ledger.routed_between(name, counts.cursor, number)
-    if group is not None:
-        place = row.seq % ROWS_A_GROUP_MAX
-        behind += min(group.verdicts.count(Verdict.NEW, 0, place), group.routed_to(name) - 1)
+    place = row.seq % ROWS_A_GROUP_MAX
+    behind += min(group.verdicts.count(Verdict.NEW, 0, place), group.routed_to(name) - 1)
     return TracedDelivery(name, DeliveryState.PENDING, behind_rows=behind)
 
 
-def _is_meant(group: Group | None, frame: Frame | None, name: str, row: FoundRow) -> bool:
+def _is_meant(group: Group, frame: Frame | None, name: str, row: FoundRow) -> bool:
     if frame is None or row.position is None:
         # What is known without the frame: whether the group has any row for it.
-        return group is None or group.routed_to(name) > 0
+        return group.routed_to(name) > 0
     names = frame.facts.destinations_of(int(frame.facts.destination_set[row.position.row_index]))
     return names is None or name in names
 

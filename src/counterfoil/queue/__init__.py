@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from counterfoil.errors import QueueRefused
-    from counterfoil.positions import DirectoryId, FramePosition
+    from counterfoil.positions import DirectoryId, FramePosition, SegmentNumber
 
 
 class DamageKind(StrEnum):
@@ -116,4 +116,20 @@ class FrameSource(Protocol):
 
     def durable_end(self, directory: DirectoryId) -> FramePosition:
         """The place up to which everything is durable."""
+        ...
+
+
+class SegmentShelf(Protocol):
+    """Where segments are kept until they may go."""
+
+    def directories(self) -> dict[DirectoryId, int]:
+        """Every writer's directory, with the writer's number."""
+        ...
+
+    def segment_numbers(self, directory: DirectoryId) -> list[SegmentNumber]:
+        """The numbers of a directory's segments, oldest first."""
+        ...
+
+    def remove_oldest(self, directory: DirectoryId, number: SegmentNumber) -> None:
+        """Remove a directory's oldest segment for good; it must not be the newest too. Raises OSError."""
         ...

@@ -17,7 +17,7 @@ from counterfoil.queue.chain import NOTHING, Chain, Link, Links
 from counterfoil.queue.directory import SegmentFacts, list_segments, read_id, remove_oldest, writer_numbers
 from counterfoil.queue.frame import Frame
 from counterfoil.queue.quarantine import Quarantine, wall_clock_ms
-from counterfoil.queue.segment import SEGMENT_HEADER_BYTES, SegmentFile
+from counterfoil.queue.segment import SEGMENT_HEADER_BYTES, SegmentFile, segment_numbers
 
 log = structlog.get_logger()
 
@@ -81,8 +81,12 @@ class QueueReader:
         """The oldest place that is kept."""
         return _oldest(directory, self._chain(directory).refresh(is_stale=True)[1])
 
+    def segment_numbers(self, directory: DirectoryId) -> list[SegmentNumber]:
+        """The numbers of a directory's segments, oldest first."""
+        return segment_numbers(self._chain(directory).path)
+
     def segments(self, directory: DirectoryId) -> list[SegmentFacts]:
-        """The segments of a directory, oldest first, for retention."""
+        """The segments of a directory, oldest first, with size and age."""
         return list_segments(self._chain(directory).path)
 
     def remove_oldest(self, directory: DirectoryId, number: SegmentNumber) -> None:

@@ -30,6 +30,11 @@ class QueueSettings(BaseModel):
     reserve_percent: Annotated[float, Field(ge=0, le=90)] = Field(
         5.0, description="The same as percent of the disk; the smaller of the two counts."
     )
+    retention_days: Annotated[float, Field(ge=0, le=3650)] = Field(
+        7.0,
+        description="Days for which rows are kept after they were settled, also when every destination has them; "
+        "0: until every destination has them.",
+    )
     waiting_bytes_max: Annotated[int, Field(ge=MIB)] = Field(
         64 * MIB, description="Bytes of frames that may wait for a flush; more are refused at once, to be sent again."
     )
