@@ -2,9 +2,9 @@
 
 A key is known from its first row for the horizon, and some time more: its generation goes as a whole. A generation
 takes new keys for half the horizon, so three at most are asked at each look-up. Beginning one forgets nothing;
-dropping one does, and only when two clocks agree that the horizon of its youngest key is over: the ledger's time, and
-the time the ledger was observed running, which may lag a day behind. So a clock that jumps a year ahead forgets
-nothing, and one that jumps back is not followed: the ledger's time never goes back.
+dropping one does, and only when the horizon of its youngest key is over: by the time the ledger was observed running,
+or by two clocks that agree, the ledger's time, and the observed one, which may lag a day behind. So a clock that jumps
+a year ahead forgets nothing, and one that jumps back is not followed: the ledger's time never goes back.
 """
 
 from __future__ import annotations
@@ -68,6 +68,9 @@ def plan_generations(generations: tuple[Generation, ...], clock: LedgerClock, ho
 def _is_over(following: Generation, clock: LedgerClock, horizon_ms: int) -> bool:
     by_wall = clock.time_ms - following.begun_ms
     observed = clock.observed_ms - following.observed_ms
+    # A time that was a year ahead once stands still for a year: the disk would be full before it goes on.
+    if observed >= horizon_ms:
+        return True
     return by_wall >= horizon_ms and observed + AGREEMENT_MS >= horizon_ms
 
 
