@@ -217,7 +217,7 @@ _DECISIONS = """\
 A choice where the design is silent: question, choice, why, what else was weighed; a page at most. A decision is
 superseded by a later one, not edited. Numbers begin with the part they belong to: 01 contract, 02 queue, 03 ledger and
 settle, 04 destinations and deliver, 05 gateway and sources, 06 configuration, command line and docs, 07 supervisor and
-console, 08 conformance kit, 09 backfill.
+console, 08 conformance kit, 09 backfill, 10 proofs of durability.
 """
 
 

@@ -176,14 +176,18 @@ path = "data/lake"
         self.process = None
         return status
 
-    def kill(self) -> None:
-        """SIGKILL for the supervisor and all below it at once, as when the machine dies; returns when they are gone."""
+    def kill(self, let_go: Callable[[], None] = lambda: None) -> None:
+        """SIGKILL for the supervisor and all below it at once, as when the machine dies; returns when they are gone.
+
+        `let_go` is called when all are killed: on a disk that answers nothing they can't end before.
+        """
         assert self.process is not None
         pids = self.pids()
         watched = [os.pidfd_open(pid) for pid in pids]
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        let_go()
         self.process.wait(WAIT_SECONDS)
         if self.process.stdout is not None:
             self.process.stdout.close()
