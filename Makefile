@@ -9,7 +9,7 @@ SDK_VERSIONS := 1.14.0 1.20.0 1.33.0
 SDKS := $(SDK_VERSIONS:%=.sdk/%/.ready)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs format demo bench crash backfill-campaign conformance lock clean
+.PHONY: help run test check docs format demo bench crash backfill-campaign fuzz conformance lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -48,6 +48,9 @@ crash: $(READY) ## Kill the server with SIGKILL while clients send: ARGS=--round
 
 backfill-campaign: $(READY) ## Backfill through a dropping proxy, sender and server killed: ARGS="--rows 10000000"
 	@$(BIN)/python -m tests.e2e.backfill_campaign $(ARGS)
+
+fuzz: $(READY) ## Fuzz the HTTP port of a whole server for half an hour: ARGS="--minutes 5"
+	@$(BIN)/python -m tests.e2e.fuzz $(ARGS)
 
 conformance: $(READY) ## Test a server of our own with the conformance kit: ARGS="--slow --junit conformance.xml"
 	@$(BIN)/python -m tests.conformance_kit.own $(ARGS)

@@ -159,12 +159,26 @@ def test_who_waits_to_be_told_to_continue_is_answered_at_once(tmp_path: Path) ->
         with gateway.connect() as connection:
             connection.sendall(request_head("/api/v1/batch", "content-length: 150000", "expect: 100-continue"))
             assert read_answer(connection).status == 413
+            assert is_closed(connection)
         body = batch(row("a"))
         with gateway.connect() as connection:
             connection.sendall(request_head("/api/v1/batch", f"content-length: {len(body)}", "expect: 100-continue"))
             assert read_answer(connection).status == 100
             connection.sendall(body)
             assert read_answer(connection).status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/v1/batch", "/nowhere"])
+def test_a_connection_whose_rest_is_not_read_is_said_to_close(tmp_path: Path, path: str) -> None:
+    """Who sends a body without waiting to be told to learns from the answer that no request can follow it."""
+    with RunningGateway(tmp_path, limits=SMALL) as gateway, gateway.connect() as connection:
+        connection.sendall(request_head(path, "content-length: 150000", "expect: 100-continue") + b" " * 1000)
+        answer = read_answer(connection)
+        assert (answer.status, answer.headers["connection"]) == (413 if path.endswith("batch") else 404, "close")
+        kept = gateway.connect()
+        kept.sendall(request_head("/nowhere", "content-length: 1000") + b" " * 1000)
+        assert "connection" not in read_answer(kept).headers
+        kept.close()
 
 
 def test_a_body_shorter_than_its_length_is_400(gateway: RunningGateway) -> None:

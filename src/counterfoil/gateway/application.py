@@ -142,6 +142,9 @@ class Application:
             self._bodies.release(call)
             self._in_flight -= 1
         answer_headers = [*answer.headers, (REQUEST_ID_HEADER, call.id_text)]
+        if not call.is_read:
+            # Behind a body that nobody reads no request can be told from it: whoever sends one would get no answer.
+            answer_headers.append(("connection", "close"))
         if self._cors is not None:
             answer_headers += self._cors.answer_headers(headers)
         exchange.response_bytes(answer.status, answer_headers, answer.body)
