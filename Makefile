@@ -7,6 +7,7 @@ READY := $(VENV)/.ready
 # SDK versions the tests call beside the locked one; each lies alone in a directory of its own.
 SDK_VERSIONS := 1.14.0 1.20.0 1.33.0
 SDKS := $(SDK_VERSIONS:%=.sdk/%/.ready)
+COMPILED := $(VENV)/.compiled
 
 .DEFAULT_GOAL := help
 .PHONY: help run test check docs format demo bench crash backfill-campaign fuzz conformance lock clean
@@ -18,8 +19,9 @@ run: $(READY) ## Set everything up and start the gateway with embedded defaults
 	@test -e counterfoil.toml || $(BIN)/counterfoil init
 	@exec $(BIN)/counterfoil serve
 
-test: $(READY) $(SDKS) ## Set everything up and pass the tests
+test: $(COMPILED) $(SDKS) ## Set everything up and pass the tests
 	@tests/install-components
+	@$(BIN)/python -m compileall -q src tests
 	@$(BIN)/pytest -n auto --dist worksteal $(ARGS)
 
 check: $(READY) ## Lint, types, import rules and links of the docs
@@ -70,6 +72,12 @@ $(READY): requirements.lock pyproject.toml | $(VENV)/bin/python
 	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --require-hashes -r requirements.lock
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --no-deps --editable .
+	@touch $@
+
+# The tests start hundreds of processes; where PYTHONDONTWRITEBYTECODE is set each would compile every module anew.
+# Its status does not count: packages ship files that are no Python of this version.
+$(COMPILED): $(READY)
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 	@touch $@
 
 .sdk/%/.ready: $(READY)

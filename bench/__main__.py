@@ -1,4 +1,4 @@
-"""Every benchmark, or those that are named: `python -m bench [gateway|crowd|contract|worst|queue|settle|delta …]`.
+"""Every benchmark, or those that are named: `python -m bench [gateway|crowd|contract …]`.
 
 Each is a module of this package with a `run()` that prints its figures. A figure means something beside its floor and
 in the same run only: machines differ, and so does one machine from hour to hour.
@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-ORDER = ("gateway", "crowd", "contract", "worst", "queue", "settle", "delta")
+ORDER = ("gateway", "crowd", "contract", "worst", "queue", "settle", "delta", "backfill")
 
 
 def benches() -> list[str]:

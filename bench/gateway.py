@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,7 +87,7 @@ class Running:
 
     def load(self, load: Load, seconds: int = SECONDS) -> Result:
         before = self.figures()
-        requests, duration_us, _, errors, refused, p50_us, p99_us = _wrk(self.port, load, seconds)
+        requests, duration_us, _, errors, refused, p50_us, p99_us = wrk(self.port, load, seconds, {CORES[-1]})
         after = self.figures()
         assert not errors, f"{errors} connections failed"
         flushes = after.flush_count - before.flush_count
@@ -227,7 +227,8 @@ def started(kind: str, directory: Path | None = None) -> Iterator[Running]:
         assert status == 0, f"the {kind} server ended with {status}"
 
 
-def _wrk(port: int, load: Load, seconds: int) -> list[int]:
+def wrk(port: int, load: Load, seconds: int, cores: Collection[int]) -> list[int]:
+    """What `done` in send.lua prints of a load, by a wrk on these cores."""
     environment = {
         "BENCH_PATH": load.path,
         "BENCH_TOKEN": TOKEN,
@@ -253,7 +254,7 @@ def _wrk(port: int, load: Load, seconds: int) -> list[int]:
         check=True,
         capture_output=True,
         text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {CORES[-1]}),
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
     )
     (result,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     return [int(number) for number in result.split()[1:]]
