@@ -284,22 +284,31 @@ class _Run:
         self, index: int, source: Input, make: Callable[..., bytes], batch_rows: int, bytes_max: int
     ) -> Iterator[_Batch]:
         progress, tally = self._journal.progress, self._tally
+        # True repeats are counted from the file's beginning, so records that are confirmed must be made, too.
+        makes_confirmed = self._mapping is not None and self._mapping.counts_repeats
+        confirmed_from, confirmed_to = 0, 0
         batch: _Batch | None = None
         for record in read_records(source):
+            number = record.number
             tally.read += 1
             self._read_counts[index] += 1
             tally.read_bytes += len(record.original) + 1
-            try:
-                # Made also of records that are confirmed: true repeats are counted from the file's beginning.
-                made: Row | Rejection = Row(record, make(record))
-            except RowFault as fault:
-                made = Rejection(record, INVALID_EVENT, str(fault))
-            if progress.is_confirmed(index, record.number):
+            if number > confirmed_to:
+                confirmed_from, confirmed_to = progress.next_confirmed(index, number)
+            is_confirmed = number >= confirmed_from
+            if is_confirmed:
                 tally.skipped += 1
                 if batch is not None:
                     # A batch is one run of records: what is confirmed may not lie within it.
                     yield batch
                     batch = None
+                if not makes_confirmed:
+                    continue
+            try:
+                made: Row | Rejection = Row(record, make(record))
+            except RowFault as fault:
+                made = Rejection(record, INVALID_EVENT, str(fault))
+            if is_confirmed:
                 continue
             size = len(made.body) + 1 if isinstance(made, Row) else 0
             if batch is not None and (

@@ -34,6 +34,7 @@ from counterfoil.files import Files
 JOURNAL_VERSION = 1
 _SAMPLE_BYTES = 1024 * 1024
 _RECENT_BATCHES = 50
+_BEHIND_ALL = 1 << 62
 
 
 class InputFacts(msgspec.Struct, frozen=True):
@@ -100,11 +101,13 @@ class Progress:
         at = bisect_right(runs, (entry.first, entry.last))
         runs.insert(at, (entry.first, entry.last))
 
-    def is_confirmed(self, input_index: int, number: int) -> bool:
-        """Whether a record lies in a batch that is confirmed."""
+    def next_confirmed(self, input_index: int, number: int) -> tuple[int, int]:
+        """The first and last record of the first confirmed batch that does not end before a record."""
         runs = self._runs[input_index]
-        at = bisect_right(runs, (number, 1 << 62))
-        return at > 0 and runs[at - 1][1] >= number
+        at = bisect_right(runs, (number, _BEHIND_ALL))
+        if at > 0 and runs[at - 1][1] >= number:
+            return runs[at - 1]
+        return runs[at] if at < len(runs) else (_BEHIND_ALL, _BEHIND_ALL)
 
     def rows_per_second(self) -> float | None:
         """The rate of the last batches; None when there are too few."""
