@@ -221,6 +221,7 @@ def plan_processes(part: Part, settings: Settings, ledger_id: UUID, metrics_dir:
             metrics_dir=metrics_dir,
             console=settings.console,
             ledger=settings.ledger,
+            queue=settings.queue,
             readyz_url=gateway_url(settings) + "/readyz" if part is Part.SERVE else None,
             source_names=tuple(source.name for source in settings.sources),
             destination_names=tuple(destination.name for destination in settings.destinations),

@@ -11,6 +11,7 @@ import pytest
 
 from counterfoil.children import ChildState, ChildStatus
 from counterfoil.console.application import make_application
+from counterfoil.console.disk import DiskFacts
 from counterfoil.console.page import CONTENT_SECURITY_POLICY, status_page
 from counterfoil.console.status import DestinationStatus, SourceStatus, Status, WriterStatus
 
@@ -26,9 +27,27 @@ STATUS = Status(
     ),
     sources=(SourceStatus("website", accepted=123_456, new=123_000, duplicate=400, conflict=50, blocked=5, test=1),),
     destinations=(
-        DestinationStatus("lake", routed=123_000, delivered=122_000, dead=7, pending=993, cursor=40, state="running"),
+        DestinationStatus(
+            "lake",
+            routed=123_000,
+            delivered=122_000,
+            dead=7,
+            pending=991,
+            oldest_pending_seconds=7_500,
+            skipped=2,
+            cursor=40,
+            state="running",
+        ),
     ),
     writers=(WriterStatus(0, "00112233aabbccdd", "3@4096", "3@1024"),),
+    disk=DiskFacts(
+        total_bytes=100 * 2**30,
+        free_bytes=3 * 2**29,
+        reserve_bytes=2**30,
+        used_bytes={"queue": 5 * 2**30, "ledger": 3 * 2**20, "lake": 2**13},
+    ),
+    oldest_group=12,
+    oldest_kept_ms=1_799_000_000_000,
 )
 
 
@@ -58,14 +77,15 @@ def test_page_shows_the_books() -> None:
     """The page shows each source's verdicts, each destination's counts and each writer's places."""
     shown = cells(ask("/").text)
     assert shown[:7] == ["website", "123,456", "123,000", "400", "50", "5", "1"]
-    assert shown[7:14] == ["lake", "running", "123,000", "122,000", "993", "7", "40"]
-    assert shown[14:18] == ["queue/0", "00112233aabbccdd", "3@4096", "3@1024"]
+    assert shown[7:16] == ["lake", "running", "123,000", "122,000", "991", "2 h", "7", "2", "40"]
+    assert shown[16:20] == ["queue/0", "00112233aabbccdd", "3@4096", "3@1024"]
+    assert shown[20:26] == ["1.5 GiB", "100.0 GiB", "1.0 GiB", "5.0 GiB", "3.0 MiB", "8 KiB"]
     assert "SIGKILL" in shown
 
 
 def test_page_of_a_fresh_server_says_what_is_not_there_yet() -> None:
     """Before the first row the page says so, with no empty tables."""
-    page = ask("/", status=msgspec.structs.replace(STATUS, sources=(), destinations=(), writers=())).text
+    page = ask("/", status=msgspec.structs.replace(STATUS, sources=(), destinations=(), writers=(), disk=None)).text
     assert "No row has been settled yet." in page
     assert page.count("<table>") == 1
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from counterfoil.children import ChildState, ChildStatus
+from counterfoil.console.disk import LOOK_SECONDS, Disk
 from counterfoil.console.reading import LedgerView, Readiness, StateReader
 from counterfoil.contract.facts import key_hash, key_prefix
 from counterfoil.files import RealFiles
@@ -21,7 +22,7 @@ from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.pipeline.settle import Settler
 from counterfoil.queue.frame import FrameDraft, Origin, draft_frame
 from counterfoil.queue.reader import QueueReader
-from counterfoil.queue.settings import QueueSettings
+from counterfoil.queue.settings import MIB, QueueSettings
 from counterfoil.queue.writer import SegmentWriter
 
 LEDGER_ID = uuid4()
@@ -58,6 +59,7 @@ def reading(data_dir: Path, ledger_id: UUID = LEDGER_ID) -> Iterator[StateReader
         queue=QueueReader(data_dir / "queue", RealFiles(), None),
         quarantine=data_dir / "quarantine",
         readiness=Readiness(None),
+        disk=Disk(data_dir, RealFiles(), QueueSettings(reserve_bytes=MIB)),
         source_names=("website", "shop"),
         destination_names=("lake",),
         clock=lambda: NOW_MS,
@@ -98,6 +100,57 @@ def test_books_are_read_while_the_pipeline_writes_them(tmp_path: Path, ledger: L
     assert after.ledger is None
     assert 'counterfoil_settled_rows_total{source="website",verdict="duplicate"} 1.0' in metrics
     assert 'counterfoil_pending_rows{destination="lake"} 2.0' in metrics
+
+
+def test_how_long_the_oldest_row_waits_is_told(tmp_path: Path, ledger: Ledger) -> None:
+    """The age of the oldest pending row begins when it was settled, and is 0 again when none is pending."""
+    ledger.register_destination("lake")
+    queue = QueueReader(tmp_path / "queue", RealFiles(), None)
+    settler = Settler(queue, ledger, PipelineSettings(), clock=lambda: NOW_MS - 90_000)
+    (tmp_path / "metrics").mkdir()
+    with reading(tmp_path) as reader:
+        assert reader.read().destinations[0].oldest_pending_seconds == 0
+        for each in ("a", "b"):
+            write_rows(tmp_path, each)
+            assert settler.step() == 1
+        late = reader.read()
+        page = reader.metrics(tmp_path / "metrics").decode()
+        ledger.record_delivery("lake", first_group=1, last_group=2, delivered_rows=2, commit="1", at_ms=NOW_MS)
+        done = reader.read()
+    assert (late.destinations[0].oldest_pending_seconds, done.destinations[0].oldest_pending_seconds) == (90, 0)
+    assert (late.oldest_group, late.oldest_kept_ms) == (1, NOW_MS - 90_000)
+    assert 'counterfoil_oldest_pending_seconds{destination="lake"} 90.0' in page
+    assert "counterfoil_oldest_kept_seconds 90.0" in page
+
+
+def test_the_disk_is_told(tmp_path: Path, ledger: Ledger) -> None:
+    """The state has the disk's free bytes, the reserve, and what each part of the data directory takes."""
+    write_rows(tmp_path, "a")
+    (tmp_path / "metrics").mkdir()
+    with reading(tmp_path) as reader:
+        disk = reader.read().disk
+        page = reader.metrics(tmp_path / "metrics").decode()
+    assert disk is not None
+    assert disk.reserve_bytes == MIB
+    assert 0 < disk.free_bytes < disk.total_bytes
+    assert set(disk.used_bytes) == {"queue", "ledger"}
+    assert all(disk.used_bytes.values())
+    assert "counterfoil_disk_reserve_bytes 1.048576e+06" in page
+    assert 'counterfoil_disk_used_bytes{part="queue"}' in page
+
+
+def test_the_files_are_counted_at_leisure(tmp_path: Path) -> None:
+    """However often it is asked, the files are counted again after a while only."""
+    now = [0.0]
+    disk = Disk(tmp_path, RealFiles(), QueueSettings(), lambda: now[0])
+    first = disk.read()
+    (tmp_path / "queue").mkdir()
+    now[0] = LOOK_SECONDS
+    assert disk.read() is first
+    now[0] += 0.1
+    second = disk.read()
+    assert second is not None
+    assert set(second.used_bytes) == {"queue"}
 
 
 def test_the_page_answers_before_there_is_a_ledger(tmp_path: Path) -> None:

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 
-from counterfoil.console.status import Status
+from counterfoil.console.disk import DiskFacts
+from counterfoil.console.status import DestinationStatus, Status
 
 REFRESH_MS = 2000
+LATE_SECONDS = 300
+"""A row that waits longer for a destination is bad news."""
 
 STYLE = """
 :root { color-scheme: light dark; --line: color-mix(in srgb, currentColor 18%, transparent); }
@@ -86,11 +89,8 @@ def _main(status: Status) -> str:
     parts.append(
         _table(
             "Destinations",
-            ("Destination", "State", "Routed", "Delivered", "Pending", "Dead", "Cursor"),
-            [
-                (d.name, _Flag(d.state, d.state == "running"), d.routed, d.delivered, d.pending, d.dead, d.cursor)
-                for d in status.destinations
-            ],
+            ("Destination", "State", "Routed", "Delivered", "Pending", "Oldest", "Dead", "Skipped", "Cursor"),
+            [_destination(destination) for destination in status.destinations],
             "There is no destination; rows are kept in the queue.",
         )
     )
@@ -102,6 +102,8 @@ def _main(status: Status) -> str:
             "No gateway worker has written yet.",
         )
     )
+    if status.disk is not None:
+        parts.append(_disk(status.disk))
     parts.append(
         _table(
             "Processes",
@@ -123,6 +125,41 @@ def _main(status: Status) -> str:
     return "\n".join(parts)
 
 
+def _destination(d: DestinationStatus) -> tuple[str | int, ...]:
+    return (
+        d.name,
+        _Flag(d.state, d.state == "running"),
+        d.routed,
+        d.delivered,
+        d.pending,
+        _Flag(_age(d.oldest_pending_seconds), d.oldest_pending_seconds < LATE_SECONDS) if d.pending else "",
+        _Bad(d.dead) if d.dead else 0,
+        _Bad(d.skipped) if d.skipped else 0,
+        d.cursor,
+    )
+
+
+def _disk(disk: DiskFacts) -> str:
+    is_good = disk.free_bytes >= 2 * disk.reserve_bytes
+    return _table(
+        "Disk",
+        ("Free", "Of", "Reserve", *(name.capitalize() for name in disk.used_bytes)),
+        [
+            (
+                _Flag(_size(disk.free_bytes), is_good),
+                _size(disk.total_bytes),
+                _size(disk.reserve_bytes),
+                *map(_size, disk.used_bytes.values()),
+            )
+        ],
+        "",
+    )
+
+
+class _Bad(int):
+    """A number that is bad news."""
+
+
 class _Flag(str):
     """A text that is good or bad news."""
 
@@ -142,8 +179,8 @@ def _head(status: Status) -> str:
     damage = f' <span class="bad">{status.damaged_frames:,} damaged frames.</span>' if status.damaged_frames else ""
     return (
         f"<p>{news}{damage}</p>\n"
-        f'<p class="quiet">Version {escape(status.version)}; last group {status.last_group:,}; '
-        f"{_clock(status.at_ms)} UTC</p>"
+        f'<p class="quiet">Version {escape(status.version)}; last group {status.last_group:,}, '
+        f"kept from {status.oldest_group:,}{_since(status.oldest_kept_ms)} on; {_clock(status.at_ms)} UTC</p>"
     )
 
 
@@ -160,7 +197,7 @@ def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str | int]]
 
 def _cell(value: str | int) -> str:
     if isinstance(value, int):
-        return f'<td class="number">{value:,}</td>'
+        return f'<td class="number{" bad" if isinstance(value, _Bad) else ""}">{value:,}</td>'
     if isinstance(value, _Flag):
         return f'<td class="{"good" if value.is_good else "bad"}">{escape(value)}</td>'
     return f"<td>{escape(value)}</td>"
@@ -168,6 +205,26 @@ def _cell(value: str | int) -> str:
 
 def _number_class(value: str | int) -> str:
     return ' class="number"' if isinstance(value, int) else ""
+
+
+def _since(at_ms: int | None) -> str:
+    return "" if at_ms is None else f" ({_clock(at_ms)})"
+
+
+def _age(seconds: float) -> str:
+    """About how long: 12 s, 3 min, 5 h, 2 d."""
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:,.0f} s"
+
+
+def _size(count: int) -> str:
+    """Bytes as 12.3 GiB, 4.5 MiB or 67 KiB."""
+    for unit, length in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= length:
+            return f"{count / length:,.1f} {unit}"
+    return f"{count / 2**10:,.0f} KiB"
 
 
 def _clock(at_ms: int) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import uvicorn
 
 from counterfoil.console.application import make_application
+from counterfoil.console.disk import Disk
 from counterfoil.console.reading import LedgerView, Readiness, StateReader
 from counterfoil.console.task import ConsoleTask
 from counterfoil.files import DIRECTORY_MODE, RealFiles
@@ -32,6 +33,7 @@ def main() -> None:
         ledger=LedgerView(task.data_dir / "ledger", task.ledger, task.ledger_id),
         queue=QueueReader(task.data_dir / "queue", RealFiles(), None),
         readiness=Readiness(task.readyz_url),
+        disk=Disk(task.data_dir, RealFiles(), task.queue),
         source_names=task.source_names,
         destination_names=task.destination_names,
         clock=lambda: time.time_ns() // 1_000_000,

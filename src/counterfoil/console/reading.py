@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from uuid import UUID
 
@@ -17,13 +17,14 @@ import msgspec
 
 from counterfoil import __version__
 from counterfoil.children import ChildState, ChildStatus
+from counterfoil.console.disk import Disk
 from counterfoil.console.status import DestinationStatus, SourceStatus, Status, WriterStatus
 from counterfoil.errors import CounterfoilError, LedgerUnusable
 from counterfoil.ledger import Books, DestinationCounts, GroupNumber, Ledger, SourceCounts
 from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.positions import DirectoryId, FramePosition
 from counterfoil.queue import FrameSource
-from counterfoil.telemetry.metrics import metrics_page
+from counterfoil.telemetry.metrics import Ages, metrics_page
 
 KEEP_SECONDS = 0.25
 """How long a state is shown before it is read anew, however many ask."""
@@ -36,6 +37,20 @@ CACHE_BYTES = 8 * 1024 * 1024
 NO_BOOKS = Books(sources=(), destinations=(), damaged_frames=0, last_group=GroupNumber(0))
 
 
+class LedgerFacts(msgspec.Struct, frozen=True):
+    """What the console shows of a ledger, of one moment."""
+
+    books: Books
+    reading: dict[DirectoryId, FramePosition] = {}
+    """Where settle goes on reading."""
+    oldest_pending_ms: dict[str, int] = {}
+    """For each destination that is still to take rows when the oldest of them was settled."""
+    oldest_group: int = 1
+    """The oldest group that is kept."""
+    oldest_kept_ms: int | None = None
+    """When that was settled."""
+
+
 class LedgerView:
     """The books of a ledger that another process may be writing; opened when there is something to read."""
 
@@ -45,13 +60,13 @@ class LedgerView:
         self._ledger_id = ledger_id
         self._ledger: Ledger | None = None
 
-    def read(self) -> tuple[Books, dict[DirectoryId, FramePosition]]:
-        """The books and settle's reading positions, of one moment; raises LedgerUnusable."""
+    def read(self) -> LedgerFacts:
+        """What it holds at this moment; raises LedgerUnusable."""
         if self._ledger is None:
             self._ledger = Ledger.open(self._path, self._settings, self._ledger_id, mode="read")
         try:
             self._ledger.catch_up()
-            return self._ledger.books(), self._ledger.reading_positions()
+            return _facts(self._ledger)
         except Exception as problem:
             # What lies there may have been put in the place of what was opened: the next reading opens it anew.
             self.close()
@@ -62,6 +77,20 @@ class LedgerView:
         if self._ledger is not None:
             self._ledger.close()
             self._ledger = None
+
+
+def _facts(ledger: Ledger) -> LedgerFacts:
+    books = ledger.books()
+    pending = {
+        each.destination: ledger.oldest_pending_ms(each.destination) for each in books.destinations if each.pending
+    }
+    return LedgerFacts(
+        books=books,
+        reading=ledger.reading_positions(),
+        oldest_pending_ms={name: at_ms for name, at_ms in pending.items() if at_ms is not None},
+        oldest_group=ledger.carried().oldest_group,
+        oldest_kept_ms=ledger.oldest_kept_ms(),
+    )
 
 
 class Readiness:
@@ -97,6 +126,7 @@ class StateReader:
         queue: FrameSource,
         quarantine: Path,
         readiness: Readiness,
+        disk: Disk,
         source_names: Sequence[str],
         destination_names: Sequence[str],
         clock: Callable[[], int],
@@ -107,6 +137,7 @@ class StateReader:
         self._queue = queue
         self._quarantine = quarantine
         self._readiness = readiness
+        self._disk = disk
         self._source_names = source_names
         self._destination_names = destination_names
         self._clock = clock
@@ -127,12 +158,15 @@ class StateReader:
         """What the processes counted in `directory`, and what is booked, in Prometheus's text format."""
         with self._lock:
             try:
-                books, _ = self._ledger.read()
+                facts = self._ledger.read()
             except CounterfoilError:
-                books = None
+                facts = None
         starts = {process.name: process.start_count for process in self._processes}
         quarantined = sum(1 for _ in self._quarantine.glob("*.bytes"))
-        return metrics_page(directory, books, starts, quarantined)
+        ages = None if facts is None else ages_of(facts, self._clock())
+        return metrics_page(
+            directory, None if facts is None else facts.books, starts, quarantined, ages, self._disk.read()
+        )
 
     def close(self) -> None:
         """Let go of everything it reads from; harmless twice."""
@@ -151,21 +185,45 @@ class StateReader:
     def _read(self) -> Status:
         problem = None
         try:
-            books, reading = self._ledger.read()
+            facts = self._ledger.read()
         except CounterfoilError as error:
-            books, reading, problem = NO_BOOKS, {}, str(error)
+            facts, problem = LedgerFacts(NO_BOOKS), str(error)
+        books, now_ms = facts.books, self._clock()
         return Status(
             version=__version__,
-            at_ms=self._clock(),
+            at_ms=now_ms,
             not_ready=self.not_ready(),
             last_group=books.last_group,
             damaged_frames=books.damaged_frames,
             processes=self._processes,
             sources=sources_of(books, self._source_names),
-            destinations=destinations_of(books, self._destination_names, conditions_of(self._processes)),
-            writers=writers_of(self._queue, reading),
+            destinations=destinations_of(
+                books,
+                self._destination_names,
+                conditions_of(self._processes),
+                ages_of(facts, now_ms).oldest_pending_seconds,
+            ),
+            writers=writers_of(self._queue, facts.reading),
             ledger=problem,
+            disk=self._disk.read(),
+            oldest_group=facts.oldest_group,
+            oldest_kept_ms=facts.oldest_kept_ms,
         )
+
+
+def ages_of(facts: LedgerFacts, now_ms: int) -> Ages:
+    """How long the oldest rows wait and are kept; 0 where the clock stands before them."""
+
+    def seconds(at_ms: int) -> float:
+        return max(0, now_ms - at_ms) / 1000
+
+    return Ages(
+        # A destination that waits for nothing has an age as well, so that an alert on it ends.
+        oldest_pending_seconds={each.destination: 0.0 for each in facts.books.destinations}
+        | {name: seconds(at_ms) for name, at_ms in facts.oldest_pending_ms.items()},
+        oldest_kept_seconds=0.0 if facts.oldest_kept_ms is None else seconds(facts.oldest_kept_ms),
+        oldest_group=facts.oldest_group,
+    )
 
 
 def sources_of(books: Books, names: Sequence[str]) -> tuple[SourceStatus, ...]:
@@ -177,7 +235,9 @@ def sources_of(books: Books, names: Sequence[str]) -> tuple[SourceStatus, ...]:
     )
 
 
-def destinations_of(books: Books, names: Sequence[str], conditions: dict[str, str]) -> tuple[DestinationStatus, ...]:
+def destinations_of(
+    books: Books, names: Sequence[str], conditions: dict[str, str], oldest_pending_seconds: Mapping[str, float]
+) -> tuple[DestinationStatus, ...]:
     """Each destination that is set or ever took something, by name."""
     nothing = GroupNumber(0)
     counts = {name: DestinationCounts(name, nothing, nothing, 0, 0, 0) for name in names} | {
@@ -190,6 +250,8 @@ def destinations_of(books: Books, names: Sequence[str], conditions: dict[str, st
             delivered=each.delivered,
             dead=each.dead,
             pending=each.pending,
+            oldest_pending_seconds=oldest_pending_seconds.get(name, 0.0),
+            skipped=each.skipped,
             cursor=each.cursor,
             state=conditions.get(name, "unknown") if name in names else "not set any more",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from counterfoil.children import ChildStatus
+from counterfoil.console.disk import DiskFacts
 
 
 class SourceStatus(msgspec.Struct, frozen=True):
@@ -20,13 +21,17 @@ class SourceStatus(msgspec.Struct, frozen=True):
 
 
 class DestinationStatus(msgspec.Struct, frozen=True):
-    """How far a destination is: routed = delivered + dead + pending."""
+    """How far a destination is: routed = delivered + dead + skipped + pending."""
 
     name: str
     routed: int
     delivered: int
     dead: int
     pending: int
+    oldest_pending_seconds: float
+    """How long ago the oldest of these was settled; 0 when none is pending."""
+    skipped: int
+    """Rows that retention removed before it took them, while it was not in the configuration."""
     cursor: int
     """The last group that is delivered; 0 is none."""
     state: str
@@ -59,3 +64,9 @@ class Status(msgspec.Struct, frozen=True):
     writers: tuple[WriterStatus, ...]
     ledger: str | None = None
     """Why the counts are missing; None when they are there."""
+    disk: DiskFacts | None = None
+    """None when it can't be looked at."""
+    oldest_group: int = 1
+    """The oldest group that is kept."""
+    oldest_kept_ms: int | None = None
+    """When that was settled; None when no group is kept."""

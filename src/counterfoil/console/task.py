@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from counterfoil.console.settings import ConsoleSettings
 from counterfoil.ledger.settings import LedgerSettings
+from counterfoil.queue.settings import QueueSettings
 
 
 class ConsoleTask(BaseModel):
@@ -21,6 +22,7 @@ class ConsoleTask(BaseModel):
     metrics_dir: Path
     console: ConsoleSettings
     ledger: LedgerSettings
+    queue: QueueSettings
     readyz_url: str | None
     """The gateway's /readyz; None when the gateway runs apart."""
     source_names: tuple[str, ...]

@@ -79,6 +79,7 @@ from counterfoil.ledger.records import (
     pack_dead,
     pack_delivery,
     pack_group,
+    settled_at_ms,
     unpack_counts,
     unpack_damage,
     unpack_dead,
@@ -353,6 +354,20 @@ class Ledger:
                 break
             count += sum(routed.row_count for routed in unpack_routed(packed) if routed.is_for(name))
         return count
+
+    def oldest_pending_ms(self, name: str) -> int | None:
+        """When the oldest row was settled that a destination is still to take; None when there is none."""
+        first = max(self.cursor(name) + 1, self.carried().oldest_group)
+        for _, packed in self._store.items(GROUPS, _U64.pack(first)):
+            if any(routed.is_for(name) for routed in unpack_routed(packed)):
+                return settled_at_ms(packed)
+        return None
+
+    def oldest_kept_ms(self) -> int | None:
+        """When the oldest group that is kept was settled; None when none is."""
+        for _, packed in self._store.items(GROUPS, _U64.pack(self.carried().oldest_group)):
+            return settled_at_ms(packed)
+        return None
 
     def destinations(self) -> tuple[str, ...]:
         """The names of all destinations that were ever registered, sorted."""

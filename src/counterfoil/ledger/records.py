@@ -312,6 +312,12 @@ def unpack_group(number: GroupNumber, packed: bytes) -> Group:
     return Group(number, frames, packed[names_end:], names.routed, settled_at_ms)
 
 
+def settled_at_ms(packed: bytes) -> int:
+    """When the group of a record was settled."""
+    _, at_ms, _, _, _ = _GROUP.unpack_from(packed)
+    return int(at_ms)
+
+
 def unpack_routed(packed: bytes) -> tuple[RoutedCount, ...]:
     """The routed counts of a group's record alone."""
     _, _, frame_count, _, names_bytes = _GROUP.unpack_from(packed)

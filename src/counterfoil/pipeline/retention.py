@@ -183,6 +183,6 @@ def tell_unset(ledger: Ledger, names: Iterable[str]) -> None:
     for counts in ledger.books().destinations:
         name = counts.destination
         if name not in is_set and counts.pending:
-            log.warning("retention.destination_not_set", destination=name, pending_rows=counts.pending)
+            log.warning("retention.destination_not_set", destination=name, row_count=counts.pending)
         elif name in is_set and ledger.is_gone(counts.cursor + 1):
-            log.error("deliver.rows_skipped", destination=name, skipped_rows=counts.skipped)
+            log.error("deliver.rows_skipped", destination=name, row_count=counts.skipped)

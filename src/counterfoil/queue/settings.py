@@ -38,3 +38,7 @@ class QueueSettings(BaseModel):
     waiting_bytes_max: Annotated[int, Field(ge=MIB)] = Field(
         64 * MIB, description="Bytes of frames that may wait for a flush; more are refused at once, to be sent again."
     )
+
+    def reserve_of(self, disk_bytes: int) -> int:
+        """Free bytes of a disk of this size below which the queue refuses."""
+        return min(self.reserve_bytes, int(disk_bytes * self.reserve_percent / 100))

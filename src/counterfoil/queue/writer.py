@@ -319,7 +319,7 @@ class SegmentWriter:
         except OSError as cause:
             self._disk = QueueRefused(f"the disk can't be looked at ({_cause(cause)})")
             return
-        reserve = min(self._settings.reserve_bytes, int(total * self._settings.reserve_percent / 100))
+        reserve = self._settings.reserve_of(total)
         if free >= reserve:
             self._disk = None
         elif self._disk is None:

@@ -114,12 +114,42 @@ DEAD = _booked(
     "counterfoil_dead_rows", Kind.GAUGE, "Rows that a destination can't take, kept as dead letters.", "destination"
 )
 PENDING = _booked("counterfoil_pending_rows", Kind.GAUGE, "Rows that a destination is still to take.", "destination")
+SKIPPED = _booked(
+    "counterfoil_skipped_rows_total",
+    Kind.COUNTER,
+    "Rows that retention removed before a destination took them, while it was not in the configuration.",
+    "destination",
+)
+OLDEST_PENDING = _booked(
+    "counterfoil_oldest_pending_seconds",
+    Kind.GAUGE,
+    "Seconds since the oldest row was settled that a destination is still to take; 0 when there is none.",
+    "destination",
+)
+OLDEST_KEPT = _booked(
+    "counterfoil_oldest_kept_seconds", Kind.GAUGE, "Seconds since the oldest group was settled that is kept."
+)
+OLDEST_GROUP = _booked(
+    "counterfoil_oldest_group", Kind.GAUGE, "The oldest group that is kept; those before it are gone by retention."
+)
+DISK_TOTAL = _booked("counterfoil_disk_bytes", Kind.GAUGE, "Bytes of the disk of the data directory.")
+DISK_FREE = _booked("counterfoil_disk_free_bytes", Kind.GAUGE, "Bytes of that disk that are free.")
+DISK_RESERVE = _booked(
+    "counterfoil_disk_reserve_bytes", Kind.GAUGE, "Free bytes of that disk below which requests are refused."
+)
+DISK_USED = _booked(
+    "counterfoil_disk_used_bytes",
+    Kind.GAUGE,
+    "Bytes that a part of the data directory takes: queue, ledger, lake or quarantine.",
+    "part",
+)
 DAMAGED_FRAMES = _booked("counterfoil_damaged_frames_total", Kind.COUNTER, "Damages of the queue that settle met.")
 QUARANTINED = _booked("counterfoil_quarantined_files", Kind.GAUGE, "Files that lie in quarantine.")
 
 METRICS: tuple[Spec, ...] = (
     REQUESTS, REQUEST_TIME, BODY_BYTES, ROWS, FLUSHES, FLUSH_TIME, FLUSHED_BYTES, FLUSHED_FRAMES, FLUSHED_ROWS,
     SETTLE_TIME, COMMITS, COMMIT_TIME, STARTS, SETTLED_GROUPS, SETTLED_ROWS, ROUTED, DELIVERED, DEAD, PENDING,
+    SKIPPED, OLDEST_PENDING, OLDEST_KEPT, OLDEST_GROUP, DISK_TOTAL, DISK_FREE, DISK_RESERVE, DISK_USED,
     DAMAGED_FRAMES, QUARANTINED,
 )  # fmt: skip
 
@@ -295,6 +325,8 @@ class BookedDestination(Protocol):
     def dead(self) -> int: ...
     @property
     def pending(self) -> int: ...
+    @property
+    def skipped(self) -> int: ...
 
 
 class Books(Protocol):
@@ -310,11 +342,38 @@ class Books(Protocol):
     def last_group(self) -> int: ...
 
 
+class Ages(msgspec.Struct, frozen=True):
+    """How long rows wait and are kept."""
+
+    oldest_pending_seconds: Mapping[str, float]
+    """By destination; 0 where none is pending."""
+    oldest_kept_seconds: float
+    oldest_group: int
+
+
+class DiskSpace(Protocol):
+    """The disk of the data directory, in bytes."""
+
+    @property
+    def total_bytes(self) -> int: ...
+    @property
+    def free_bytes(self) -> int: ...
+    @property
+    def reserve_bytes(self) -> int: ...
+    @property
+    def used_bytes(self) -> Mapping[str, int]: ...
+
+
 VERDICTS = ("new", "duplicate", "conflict", "blocked", "test")
 
 
 def metrics_page(
-    directory: Path, books: Books | None = None, starts: Mapping[str, int] | None = None, quarantined: int | None = None
+    directory: Path,
+    books: Books | None = None,
+    starts: Mapping[str, int] | None = None,
+    quarantined: int | None = None,
+    ages: Ages | None = None,
+    disk: DiskSpace | None = None,
 ) -> bytes:
     """The page in Prometheus's text format: what the processes counted in `directory`, and what is booked.
 
@@ -322,7 +381,8 @@ def metrics_page(
     """
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
-    registry.register(_Booked(list(_booked_metrics(books, starts, quarantined))))
+    metrics = [*_booked_metrics(books, starts, quarantined), *_age_metrics(ages), *_disk_metrics(disk)]
+    registry.register(_Booked(metrics))
     return generate_latest(registry)
 
 
@@ -347,11 +407,32 @@ def _booked_metrics(books: Books | None, starts: Mapping[str, int] | None, quara
         SETTLED_ROWS,
         {(one.source, verdict): getattr(one, verdict) for one in books.sources for verdict in VERDICTS},
     )
-    for spec, field in ((ROUTED, "routed"), (DELIVERED, "delivered"), (DEAD, "dead"), (PENDING, "pending")):
+    for spec, field in (
+        (ROUTED, "routed"),
+        (DELIVERED, "delivered"),
+        (DEAD, "dead"),
+        (PENDING, "pending"),
+        (SKIPPED, "skipped"),
+    ):
         yield _family(spec, {(one.destination,): getattr(one, field) for one in books.destinations})
 
 
-def _family(spec: Spec, samples: Mapping[tuple[str, ...], int]) -> Metric:
+def _age_metrics(ages: Ages | None) -> Iterable[Metric]:
+    if ages is not None:
+        yield _family(OLDEST_PENDING, {(name,): value for name, value in ages.oldest_pending_seconds.items()})
+        yield _family(OLDEST_KEPT, {(): ages.oldest_kept_seconds})
+        yield _family(OLDEST_GROUP, {(): ages.oldest_group})
+
+
+def _disk_metrics(disk: DiskSpace | None) -> Iterable[Metric]:
+    if disk is not None:
+        yield _family(DISK_TOTAL, {(): disk.total_bytes})
+        yield _family(DISK_FREE, {(): disk.free_bytes})
+        yield _family(DISK_RESERVE, {(): disk.reserve_bytes})
+        yield _family(DISK_USED, {(part,): count for part, count in disk.used_bytes.items()})
+
+
+def _family(spec: Spec, samples: Mapping[tuple[str, ...], float]) -> Metric:
     family = CounterMetricFamily if spec.kind is Kind.COUNTER else GaugeMetricFamily
     metric = family(spec.name.removesuffix("_total"), spec.help, labels=spec.labels)
     for labels, value in samples.items():
