@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import re
 from pathlib import Path
 
+from hypothesis import given
+
 from counterfoil.config import Settings
+from counterfoil.contract import rejections, unavailability
 from counterfoil.contract.facts import Verdict
 from counterfoil.pipeline.trace import DeliveryState
 from counterfoil.settings_tree import sections
 from counterfoil.telemetry.metrics import METRICS
+from docs._tools.api import EXPECTATIONS, FOUND, expected_in, found_in, message_of
 from docs._tools.links import broken_links, unreachable_pages
 from docs._tools.pages import DECISIONS, ROOT, behind, decisions, helps, misnumbered_decisions
+from tests.contract.judging import judged
+from tests.contract.test_row_rules import broken_texts
 
 REFERENCE = ROOT / "docs" / "reference"
 
@@ -47,6 +55,34 @@ def test_every_command_is_in_the_reference() -> None:
     page = (REFERENCE / "cli.md").read_text()
     for words, text in helps():
         assert f"## `{' '.join(words)}`\n\n```\n{text}\n```" in page
+
+
+def test_every_reason_of_a_refused_request_is_on_the_page_of_the_api() -> None:
+    """A new one that nobody explains fails here; an invalid row's own message is explained elsewhere on the page."""
+    source = (ROOT / "docs" / "_tools" / "api.py").read_text()
+    made = {name for name, _ in inspect.getmembers(rejections, inspect.isfunction)} - {"row_invalid"}
+    assert {name for name in made if f"rejections.{name}" not in source} == set()
+    page = (REFERENCE / "api.md").read_text()
+    for make in (unavailability.disk_full, unavailability.row_uncertain):
+        assert f"`{json.loads(make().body)['error']}`" in page
+
+
+@given(broken_texts)
+def test_every_message_of_a_row_is_on_the_page_of_the_api(text: bytes) -> None:
+    """Whatever is wrong with a row, the page explains what was expected and what was found."""
+    for message in judged(text).faults.values():
+        assert expected_in(message) in EXPLAINED
+        assert found_in(message) in {re.sub(r"\d+", "N", said) for said in FOUND}
+
+
+EXPLAINED = {expected_in(message_of(expectation)) for expectation in EXPECTATIONS}
+
+
+def test_the_page_of_the_api_explains_no_message_twice() -> None:
+    """Each example shows another expectation, and what it found is explained, too."""
+    assert len(EXPLAINED) == len(EXPECTATIONS)
+    found = {found_in(message_of(expectation)) for expectation in EXPECTATIONS}
+    assert found <= {re.sub(r"\d+", "N", said) for said in FOUND}
 
 
 def test_every_decision_is_in_the_index_under_a_number_of_its_own() -> None:

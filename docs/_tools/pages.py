@@ -1,4 +1,4 @@
-"""The pages that are made from the code: settings, metrics, commands, fields, and the index of decisions.
+"""The pages that are made from the code: settings, metrics, commands, the API, its fields, and the index of decisions.
 
 What they say is written once, where it is defined; a page that is behind it fails the checks.
 """
@@ -18,6 +18,7 @@ from counterfoil.contract import fields as contract
 from counterfoil.contract.fields import Field, Table
 from counterfoil.settings_tree import Section, Setting, sections
 from counterfoil.telemetry.metrics import METRICS, Spec
+from docs._tools.api import api_page
 
 ROOT = Path(__file__).parent.parent.parent
 DECISIONS = ROOT / "docs" / "decisions"
@@ -244,6 +245,7 @@ def _cell(text: str) -> str:
 
 
 PAGES: dict[Path, Callable[[], str]] = {
+    ROOT / "docs" / "reference" / "api.md": lambda: f"{MADE}\n{api_page()}",
     ROOT / "docs" / "reference" / "configuration.md": configuration_page,
     ROOT / "docs" / "reference" / "metrics.md": metrics_page,
     ROOT / "docs" / "reference" / "cli.md": cli_page,

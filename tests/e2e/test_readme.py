@@ -1,4 +1,4 @@
-"""What the README and the guide tell a newcomer to call works as it stands there."""
+"""What the README, the guide and the page of the API tell to call works as it stands there."""
 
 from __future__ import annotations
 
@@ -104,3 +104,12 @@ def test_the_guide_can_be_followed(home: tuple[Path, int]) -> None:
     assert "The books balance." in run(home, audit, "sh", "-c")
     assert "shop" in run(home, sources, "sh", "-c")
     assert re.match("[0-9a-f]{64} ", run(home, digest, "sh", "-c"))
+
+
+def test_the_requests_of_the_api_page_are_answered_as_it_says(home: tuple[Path, int]) -> None:
+    """Every request of the page, pasted, is answered with exactly the JSON below it."""
+    page = (ROOT / "docs" / "reference" / "api.md").read_text()
+    requests, answers = blocks(page, "sh"), blocks(page, "json")
+    assert [request.split()[2].rpartition("/")[2] for request in requests] == ["batch", "track", "identify", "limits"]
+    for request, answer in zip(requests, answers, strict=True):
+        assert json.loads(run(home, request, "sh", "-c")) == json.loads(answer)

@@ -11,6 +11,8 @@
       faults      what is wrong with a row, in words
     answers     what became of the rows -> status and bytes of the answer
     rejections  what is wrong with a request as a whole
+    unavailability
+                why nothing of a request is confirmed
     openapi     all of this as a document
 
     fields      the fields of a row, and the tables (fields.json): the one place where a field is written

@@ -75,6 +75,14 @@ def method_wrong(allowed: Iterable[str]) -> RequestRejected:
     return RequestRejected(405, f"this path takes {methods}", headers=(("allow", methods),))
 
 
+def too_late(limits: Limits) -> RequestRejected:
+    return RequestRejected(
+        408,
+        f"the request did not arrive within {limits.request_seconds_max} seconds",
+        headers=(("connection", "close"),),
+    )
+
+
 def body_too_large(limits: Limits, *, is_inflated: bool = False) -> RequestRejected:
     what = "the decompressed body" if is_inflated else "the body"
     limit = limits.body_bytes_max

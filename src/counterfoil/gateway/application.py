@@ -27,15 +27,13 @@ import msgspec
 import structlog
 
 from counterfoil import __version__
-from counterfoil.contract import rejections
+from counterfoil.contract import rejections, unavailability
 from counterfoil.contract.answers import (
     JSON_HEADERS,
     TRACK_ACCEPTED,
     Answer,
     batch_answer,
     error_answer,
-    unavailable,
-    uncertain,
 )
 from counterfoil.contract.limits import Limits
 from counterfoil.contract.openapi import openapi_document
@@ -70,8 +68,6 @@ _SMALL_BYTES = 256 * 1024
 _PIECE_ROWS = 2048
 _PIECE_BYTES = 512 * 1024
 
-_SOON_SECONDS = 1
-_DISK_SECONDS = 60
 _SENDER_VERSION_CHARS_MAX = 2000
 
 
@@ -319,20 +315,16 @@ class Application:
         if isinstance(error, RequestRejected):
             return error_answer(error)
         if isinstance(error, OverBudget):
-            return unavailable("the server holds as many requests as it can; send the request again", _SOON_SECONDS)
+            return unavailability.server_full()
         if isinstance(error, Stopping):
-            return unavailable("the server is stopping; send the request again", _SOON_SECONDS)
+            return unavailability.server_stopping()
         if isinstance(error, DiskReserveReached):
-            return unavailable("the queue takes no rows until there is room; send the request again", _DISK_SECONDS)
+            return unavailability.disk_full()
         if isinstance(error, QueueRefused):
-            return unavailable("the queue takes no rows now; send the request again")
+            return unavailability.queue_refusing()
         if not isinstance(error, FlushFailed):
             self._log.error("gateway.unforeseen", request=call.id_text, exc_info=error)
-        if not call.may_repeat:
-            return uncertain(
-                "the row may or may not be kept; without a distinctId, sent again it could be a second one"
-            )
-        return unavailable("nothing of the request is confirmed; send it again")
+        return unavailability.nothing_confirmed() if call.may_repeat else unavailability.row_uncertain()
 
 
 def _pieces(row_count: int, body_bytes: int) -> Iterator[tuple[int, int]]:

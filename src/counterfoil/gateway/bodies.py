@@ -18,11 +18,11 @@ from io import BytesIO
 
 from counterfoil.contract.limits import Limits
 from counterfoil.contract.rejections import (
-    RequestRejected,
     body_damaged,
     body_incomplete,
     body_too_large,
     content_encoding_unknown,
+    too_late,
 )
 from counterfoil.gateway.call import Call
 from counterfoil.gateway.deadlines import CutOff, Deadlines
@@ -177,11 +177,7 @@ class Bodies:
     def _cut_off(self, cut: CutOff) -> Exception:
         if cut is CutOff.STOPPING:
             return Stopping()
-        return RequestRejected(
-            408,
-            f"the request did not arrive within {self.limits.request_seconds_max} seconds",
-            headers=(("connection", "close"),),
-        )
+        return too_late(self.limits)
 
     def _waits_for_continue(self, call: Call) -> bool:
         return not call.has_begun and call.headers.get("expect", "").lower() == "100-continue"  # type: ignore[union-attr]
