@@ -45,7 +45,7 @@ demo: $(READY) ## Send the CDNOW purchases through the official SDK, then by bac
 bench: $(READY) ## Measure the speed, with the floors beside it
 	@$(BIN)/python -m bench $(ARGS)
 
-crash: $(READY) ## Kill the server with SIGKILL while clients send: ARGS=--rounds=20
+crash: $(READY) ## Kill and freeze every process and destination while clients send: ARGS="--minutes 60"
 	@$(BIN)/python -m tests.e2e.crash $(ARGS)
 
 backfill-campaign: $(READY) ## Backfill through a dropping proxy, sender and server killed: ARGS="--rows 10000000"

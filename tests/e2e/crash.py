@@ -1,205 +1,222 @@
-"""Rounds of a cruel game: clients send, the whole server dies by SIGKILL, is started again, and nothing may be missing.
+"""The long campaign: processes and destinations are killed and frozen while clients send; nothing may be missing.
 
-`make crash ARGS=--rounds=20` plays it for long. Every round goes on in the directory that the rounds before left. After
-each, whatever was acknowledged must lie in the table exactly once and as it was sent, nothing that was not sent may lie
-there, and the audit must balance.
+`make crash ARGS="--minutes 60"` plays it. A server with a Delta table, a PostgreSQL where there is one, and a receiver
+of webhooks takes rows by raw HTTP and by the official SDK; in each round a gateway worker, the pipeline, the console,
+the supervisor, all at once, or a destination is killed or frozen at random times. Every few rounds the books are
+audited and the checker (`counterfoil.selftest`) judges every row at every destination; after a few reckonings a new
+server begins in a new directory. It ends with a report of all that was done, and exit status 1 when a row was lost,
+doubled or changed, or the server did not come up by itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import random
 import shutil
+import sys
 import tempfile
-import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
-from ours_privacy import APIError, OursPrivacy
+import stamina.instrumentation
 
-from tests.e2e.server import TOKEN, Server, until
+from counterfoil.selftest.faults import FAULTS, Fault
+from counterfoil.selftest.game import Game, Reader
+from counterfoil.selftest.judging import FAULT_NAMES, Judgement
+from counterfoil.selftest.reading import read_delta, read_postgres, read_postings
+from counterfoil.selftest.sending import HttpSender, Sender
+from counterfoil.selftest.server import ServerFailed, ServerUnderTest
+from tests.e2e.posting_receiver import PostingReceiver
+from tests.postgres_server import PostgresServer, postgres_server, why_not
+from tests.selftest.sdk_sender import SdkSender
 
-CLIENTS = 4
-ROWS_MAX = 120
-REPEATED = 0.15
-"""How often a client sends again what was acknowledged already."""
+ROUNDS_A_RECKONING = 8
+RECKONINGS_A_SERVER = 4
+DOWN_SECONDS_MAX = 2.5
+CLIENT_TIMEOUT_SECONDS = 10.0
 
-
-class RoundResult(msgspec.Struct, frozen=True):
-    """What a round came to."""
-
-    acknowledged: int
-    unsure: int
-    in_table: int
-    ready_seconds: float
-
-
-class Clients:
-    """Threads that send through the official SDK and keep account of what was answered."""
-
-    def __init__(self, url: str, name: str) -> None:
-        self.acknowledged: set[str] = set()
-        self.unsure: list[list[dict[str, Any]]] = []
-        """Batches without an answer: each of their rows may have been taken or not."""
-        self._client = OursPrivacy(base_url=url, max_retries=0, timeout=10.0)
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
-        self._name = name
-        self._threads = [threading.Thread(target=self._send_on, args=(number,)) for number in range(CLIENTS)]
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def stop(self) -> None:
-        """Return when no client sends any more."""
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def close(self) -> None:
-        self._client.close()
-
-    def send(self, events: list[dict[str, Any]]) -> bool:
-        """Send one batch, or one event by /track; whether there was an answer."""
-        try:
-            if len(events) == 1:
-                self._client.track.event(token=TOKEN, **events[0])
-                taken = events
-            else:
-                answer = self._client.batch.create(token=TOKEN, events=events)  # type: ignore[arg-type]
-                taken = [event for event, result in zip(events, answer.results, strict=True) if result.success]
-        except APIError:
-            with self._lock:
-                self.unsure.append(events)
-            return False
-        with self._lock:
-            self.acknowledged.update(event["distinct_id"] for event in taken)
-        return True
-
-    def _send_on(self, number: int) -> None:
-        chance = random.Random(f"{self._name} {number}")
-        sent = 0
-        last: list[dict[str, Any]] = []
-        while not self._stop.is_set():
-            if last and chance.random() < REPEATED:
-                events = last
-            else:
-                count = chance.choice((1, chance.randrange(2, ROWS_MAX)))
-                events = [an_event(f"{self._name}-{number}-{sent + n}") for n in range(count)]
-                sent += count
-            if self.send(events):
-                last = events
-            elif self._stop.wait(0.02):
-                return
+# Small segments and early merges, so that a few minutes pass what else takes days.
+QUEUE = "segment_bytes = 1048576"
 
 
-def an_event(distinct_id: str) -> dict[str, Any]:
-    """The event of a distinctId; what it holds follows from its name."""
-    return {
-        "event": "Purchase",
-        "distinct_id": distinct_id,
-        "user_id": distinct_id[::-1],
-        "event_properties": {"name": distinct_id, "number": len(distinct_id), "text": "ü" * (len(distinct_id) % 7)},
-    }
-
-
-class Game:
-    """Rounds on one server's directory."""
-
-    def __init__(self, directory: Path, seed: int) -> None:
-        self.server = Server(directory, workers=2)
-        self._chance = random.Random(seed)
-        self._acknowledged: set[str] = set()
-        self._round_count = 0
-
-    def play(self) -> RoundResult:
-        """One round; fails when a promise is broken."""
-        self._round_count += 1
-        clients = Clients(self.server.url, f"r{self._round_count}")
-        self.server.start()
-        clients.start()
-        # How long a client may send, and how far settle and deliver come, is left to chance.
-        time.sleep(self._chance.uniform(0.05, 1.2))
-        self.server.kill()
-        clients.stop()
-        if self._chance.random() < 0.3:
-            # It dies again while it is coming up, perhaps in the middle of mending what the first death left.
-            self.server.start(wait=False)
-            time.sleep(self._chance.uniform(0.0, 1.5))
-            self.server.kill()
-        began = time.monotonic()
-        self.server.start()
-        ready_seconds = time.monotonic() - began
-        unsure = sum(map(len, clients.unsure))
-        self._repeat_some(clients)
-        clients.close()
-        self._acknowledged |= clients.acknowledged
-        self._await_delivery()
-        in_table = self.check()
-        assert self.server.stop() == 0
-        return RoundResult(len(clients.acknowledged), unsure, in_table, ready_seconds)
-
-    def _repeat_some(self, clients: Clients) -> None:
-        """Send half of what had no answer again, as a sender does that wants to be sure."""
-        unsure, clients.unsure = clients.unsure, []
-        for events in unsure:
-            if self._chance.random() < 0.5:
-                assert clients.send(events), "a server that is ready takes rows"
-
-    def _await_delivery(self) -> None:
-        """Return when all that settle can see is in the table."""
-
-        status: dict[str, Any] = {}
-
-        def is_done() -> bool:
-            status.update(self.server.status())
-            return all(writer["settled"] == writer["written"] for writer in status["writers"]) and all(
-                destination["pending"] == 0 for destination in status["destinations"]
+@contextlib.contextmanager
+def a_game(
+    directory: Path, seed: int, *, with_postgres: bool = True, rows_per_second: float | None = None
+) -> Iterator[Game]:
+    """A game with every kind of destination, its server started; all of it ended at the end."""
+    with contextlib.ExitStack() as stack:
+        directory.mkdir(parents=True, exist_ok=True)
+        receiver = PostingReceiver(directory)
+        stack.callback(receiver.kill)
+        receiver.start()
+        faults: list[Fault] = [*FAULTS, killed_receiver(receiver)]
+        more = [receiver.toml]
+        readers: dict[str, Reader] = {"hook": lambda: read_postings(receiver.bodies())}
+        if with_postgres:
+            postgres = stack.enter_context(postgres_server())
+            faults.append(killed_postgres(postgres))
+            more.append(
+                f'[[destinations]]\nname = "pg"\ntype = "postgres"\ndsn = "{postgres.dsn()}"\nbatch_seconds = 0.1'
             )
+            readers["pg"] = lambda: read_postgres(postgres.dsn())
+        server = ServerUnderTest(directory / "server", queue=QUEUE, more="\n".join(more))
+        readers["lake"] = lambda: read_delta(server.lake)
+        turns = itertools.count()
 
+        def open_sender() -> Sender:
+            kind = HttpSender if next(turns) % 2 else SdkSender
+            return kind(server.url, server.token, CLIENT_TIMEOUT_SECONDS)
+
+        stack.callback(server.kill_all)
+        server.start()
+        yield Game(
+            server,
+            seed=seed,
+            faults=faults,
+            readers=readers,
+            open_sender=open_sender,
+            rows_per_second_max=rows_per_second,
+        )
+
+
+def killed_receiver(receiver: PostingReceiver) -> Fault:
+    """The webhook's receiver goes away, and comes back after a while."""
+
+    def kill_receiver(_: ServerUnderTest, chance: random.Random) -> None:
+        receiver.kill()
+        time.sleep(chance.uniform(0.0, DOWN_SECONDS_MAX))
+        receiver.start()
+
+    return kill_receiver
+
+
+def killed_postgres(postgres: PostgresServer) -> Fault:
+    """PostgreSQL goes away, and comes back after a while."""
+
+    def kill_postgres(_: ServerUnderTest, chance: random.Random) -> None:
+        postgres.kill()
+        time.sleep(chance.uniform(0.0, DOWN_SECONDS_MAX))
+        postgres.start()
+
+    return kill_postgres
+
+
+class Report:
+    """What a campaign came to, over all its servers."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.began = time.monotonic()
+        self.rounds = 0
+        self.audits = 0
+        self.actions: Counter[str] = Counter()
+        self.clients: Counter[str] = Counter()
+        self.rows: Counter[str] = Counter()
+        self.found: Counter[str] = Counter()
+        """Rows by destination."""
+        self.faults: Counter[str] = Counter(dict.fromkeys(FAULT_NAMES, 0))
+        self.failures: list[str] = []
+
+    def add(self, game: Game, judgements: dict[str, Judgement]) -> None:
+        """Take the last reckoning of a server into account."""
+        self.rounds += game.rounds
+        self.actions += game.faults
+        self.clients.update(msgspec.structs.asdict(game.load.counts))
+        one = next(iter(judgements.values()))
+        self.rows.update(sent=one.sent, acknowledged=one.acknowledged, refused=one.refused, unsure=one.unsure)
+        self.found.update({name: told.found for name, told in judgements.items()})
+        for told in judgements.values():
+            self.faults.update({name: fault.count for name, fault in told.faults.items()})
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.failures and not any(self.faults.values())
+
+    def document(self) -> dict[str, object]:
+        """The report as JSON."""
+        return {
+            "seed": self.seed,
+            "minutes": round((time.monotonic() - self.began) / 60, 1),
+            "rounds": self.rounds,
+            "audits_balanced": self.audits,
+            "actions": dict(sorted(self.actions.items())),
+            "clients": dict(self.clients),
+            "rows": dict(self.rows),
+            "rows_found": dict(self.found),
+            "faults": dict(self.faults),
+            "failures": self.failures,
+        }
+
+
+def play_server(report: Report, directory: Path, seed: int, rounds: int, deadline: float) -> bool:
+    """Play up to so many rounds on one server; whether all went well, and the directory is gone then."""
+    judgements: dict[str, Judgement] = {}
+    with a_game(directory, seed, with_postgres=why_not() is None) as game:
         try:
-            until(lambda: is_done() or None, "everything settled and delivered")
-        except AssertionError as failure:
-            raise AssertionError(f"{failure}; the state: {json.dumps(status)}") from failure
+            for _ in range(RECKONINGS_A_SERVER):
+                left = rounds - game.rounds
+                if left <= 0 or time.monotonic() > deadline:
+                    break
+                game.play(min(left, ROUNDS_A_RECKONING), lambda: time.monotonic() < deadline)
+                judgements = game.reckon()
+                report.audits += 1
+                say(f"seed {seed}, round {game.rounds}: {next(iter(judgements.values())).lines()[0]}")
+                if not all(told.is_clean for told in judgements.values()):
+                    break
+        except (ServerFailed, AssertionError) as failure:
+            report.failures.append(f"seed {seed}, round {game.rounds + 1}: {failure}")
+        if judgements:
+            report.add(game, judgements)
+    for name, told in judgements.items():
+        if not told.is_clean:
+            report.failures.append(f"seed {seed}, {name}: " + "; ".join(told.lines()))
+    if report.is_clean:
+        shutil.rmtree(directory)
+    return report.is_clean
 
-    def check(self) -> int:
-        """Hold the table and the books against what the clients know; the rows of the table."""
-        rows = self.server.rows()
-        counts = Counter(row["distinct_id"] for row in rows)
-        twice = [name for name, count in counts.items() if count > 1]
-        assert not twice, f"{len(twice)} rows lie in the table more than once, {twice[0]} for one"
-        missing = self._acknowledged - counts.keys()
-        assert not missing, f"{len(missing)} acknowledged rows are missing, {min(missing)} for one"
-        for row in rows:
-            sent = an_event(row["distinct_id"])
-            assert row["user_id"] == sent["user_id"]
-            assert json.loads(row["event_properties"]) == sent["event_properties"]
-        self.server.run("audit")
-        return len(rows)
+
+def say(text: str) -> None:
+    """A line for whoever watches, at once."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
 def main() -> None:
-    """Play rounds and tell how each went."""
-    parser = argparse.ArgumentParser(description="Kill the server while clients send; nothing may be missing.")
-    parser.add_argument("--rounds", type=int, default=20)
+    """Play until the rounds or the minutes are over, and tell what it came to."""
+    parser = argparse.ArgumentParser(
+        description="Kill and freeze everything while clients send; nothing may be missing."
+    )
+    parser.add_argument("--rounds", type=int, help="default: 32, or without end when --minutes is given")
+    parser.add_argument("--minutes", type=float)
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
+    parser.add_argument("--report", type=Path, help="write the report there, as JSON")
     asked = parser.parse_args()
-    print(f"seed {asked.seed}")
+    # That PostgreSQL takes a while to come up again is part of the game.
+    stamina.instrumentation.set_on_retry_hooks([])
+    rounds_wanted = asked.rounds or (sys.maxsize if asked.minutes else 32)
+    deadline = time.monotonic() + asked.minutes * 60 if asked.minutes else float("inf")
+    if reason := why_not():
+        say(f"without PostgreSQL: {reason}")
+    report = Report(asked.seed)
     directory = Path(tempfile.mkdtemp(prefix="counterfoil-crash-"))
-    print(f"in {directory}, which stays when a promise is broken")
-    game = Game(directory, asked.seed)
-    for number in range(1, asked.rounds + 1):
-        result = game.play()
-        print(
-            f"round {number}: {result.acknowledged:,} rows acknowledged, {result.unsure:,} without an answer; ready"
-            f" again after {result.ready_seconds:.1f} s; {result.in_table:,} rows in the table, each once",
-            flush=True,
-        )
+    say(f"seed {asked.seed}, in {directory}, which stays when a promise is broken")
+    for number in itertools.count():
+        left = rounds_wanted - report.rounds
+        if left <= 0 or time.monotonic() > deadline:
+            break
+        if not play_server(report, directory / str(number), asked.seed + number, left, deadline):
+            break
+    told = json.dumps(report.document(), indent=2)
+    print(told)
+    if asked.report:
+        asked.report.write_text(told + "\n")
+    if not report.is_clean:
+        sys.exit(1)
     shutil.rmtree(directory)
 
 

@@ -52,6 +52,7 @@ class Load:
         clients: int = 4,
         batch_rows_max: int = 120,
         doubled: float = 0.1,
+        rows_per_second_max: float | None = None,
         wait_seconds_max: float = 2.0,
         seed: int = 0,
     ) -> None:
@@ -69,6 +70,7 @@ class Load:
         self._recent: deque[int] = deque(maxlen=RECENT_ROWS_MAX)
         self._stop = threading.Event()
         self._client_count = clients
+        self._rows_per_second_max = rows_per_second_max
         self._rows_wanted: int | None = None
         self._threads: list[threading.Thread] = []
 
@@ -116,10 +118,15 @@ class Load:
         try:
             failures = 0
             while not self._stop.is_set() and (self._rows_wanted is None or len(self._journal) < self._rows_wanted):
+                began = time.monotonic()
                 answer = self._send(sender, self._next_batch())
                 failures = failures + 1 if _failed(answer) else 0
-                if failures:
-                    self._stop.wait(self._wait_seconds(answer, failures))
+                wait = self._wait_seconds(answer, failures) if failures else 0.0
+                if self._rows_per_second_max is not None:
+                    pace = len(answer.rows) * self._client_count / self._rows_per_second_max
+                    wait = max(wait, pace - (time.monotonic() - began))
+                if wait > 0:
+                    self._stop.wait(wait)
         finally:
             sender.close()
 
