@@ -10,7 +10,7 @@ SDKS := $(SDK_VERSIONS:%=.sdk/%/.ready)
 COMPILED := $(VENV)/.compiled
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs format demo bench crash backfill-campaign fuzz conformance lock clean
+.PHONY: help run test check docs format demo bench crash powercut diskfaults backfill-campaign fuzz conformance lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -47,6 +47,12 @@ bench: $(READY) ## Measure the speed, with the floors beside it
 
 crash: $(READY) ## Kill and freeze every process and destination while clients send: ARGS="--minutes 60"
 	@$(BIN)/python -m tests.e2e.crash $(ARGS)
+
+powercut: $(READY) ## Cut the power of the whole server while clients send: ARGS="--rounds 20", "--minutes 60 --lives 500"
+	@$(BIN)/python -m tests.e2e.powercut $(ARGS)
+
+diskfaults: $(READY) ## Let the server's disk fail, fill up and be slow while clients send: ARGS="--minutes 30"
+	@$(BIN)/python -m tests.e2e.powercut --faults $(ARGS)
 
 backfill-campaign: $(READY) ## Backfill through a dropping proxy, sender and server killed: ARGS="--rows 10000000"
 	@$(BIN)/python -m tests.e2e.backfill_campaign $(ARGS)

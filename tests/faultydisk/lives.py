@@ -3,8 +3,9 @@
 A life is a forked process in which the real writer, settle, deliver and the real table run as in the server, on a
 faulty disk. It appends rows without end and tells through a pipe which of them are acknowledged. The power goes at an
 operation that chance names: while rows are written, while a segment begins, in RocksDB's flushes and compactions, in a
-commit, in a merge, and while an earlier power cut is mended. Every few lives one that goes on to the end says what
-lies in the table.
+commit, in a merge, and while an earlier power cut is mended. In every other life the disk fails before that, at some
+operations in a row: what can't go on then ends, as a process of the server does. Every few lives one that goes on to
+the end says what lies in the table.
 
 Forked, because what costs time in a start is loading the libraries. So nothing of them may have started a thread in
 the process that forks.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -38,8 +40,9 @@ from counterfoil.contract.facts import key_hash, key_prefix
 from counterfoil.datadir import DataDir
 from counterfoil.destinations.delta import DeltaDestination
 from counterfoil.destinations.settings import DeltaSettings
+from counterfoil.errors import FlushFailed, QueueRefused
 from counterfoil.faultydisk.disk import DiskUnavailable, FaultyDisk
-from counterfoil.faultydisk.tree import CutReport
+from counterfoil.faultydisk.faults import Fault, Operation
 from counterfoil.files import Files, RealFiles
 from counterfoil.ledger import Ledger
 from counterfoil.ledger.settings import LedgerSettings
@@ -65,6 +68,7 @@ CUTS_MAX = 4
 """Power cuts in a row before it is looked at what lies in the table."""
 EPISODE_CUTS = 20
 """Power cuts after which a new disk is begun: a table that grows takes longer to look at."""
+FAULTS_SECONDS = 2.0
 WAIT_SECONDS = 120.0
 
 
@@ -95,6 +99,15 @@ class Tally(msgspec.Struct):
     unflushed_files: int = 0
     forgotten_pages: int = 0
     forgotten_entries: int = 0
+    befallen: dict[str, int] = {}
+    """Faults of the disk."""
+
+    def add(self, other: Tally) -> None:
+        """Count another's, too."""
+        for name in Tally.__struct_fields__:
+            if name != "befallen":
+                setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.befallen = dict(Counter(self.befallen) + Counter(other.befallen))
 
 
 class Broken(Exception):
@@ -121,25 +134,36 @@ class Lives:
             self._cut_short(self._chance.randrange(1, OPERATIONS_MAX))
         return self._judged()
 
-    def _cut_short(self, operations: int) -> CutReport:
+    def _cut_short(self, operations: int) -> None:
+        faults = self._some_faults(operations) if self._chance.random() < 0.5 else []
+        self._disk.set_faults(faults)
         self._disk.power_off(after=operations)
         self.tally.lives += 1
         name = f"life{self.tally.lives}"
         # One step of the chance a life, however far it came.
         seed = self._chance.randrange(1 << 30)
         child = _Child(lambda told: send_on(Stack(self._data, self._files), told, name, seed), self._log)
+        heal_at = time.monotonic() + FAULTS_SECONDS
+
+        def is_over() -> bool:
+            if time.monotonic() > heal_at:
+                self._disk.set_faults([])  # Who waits longer and longer for a disk meets the last of forty faults late.
+            return self._disk.state().is_off or child.ended()
+
         try:
-            until(lambda: self._disk.state().is_off or child.ended() or None, "the power is off", WAIT_SECONDS)
-            is_dead = child.ended()
+            until(lambda: is_over() or None, "the power is off", WAIT_SECONDS)
+            has_ended = child.ended()
         finally:
             child.kill()
             self._disk.unplug()
             said = child.said()
-        if is_dead:
+        befallen = self._disk.state().befallen
+        if has_ended and befallen == self.tally.befallen:
             raise Broken(f"a life ended before the power was cut: {self._log.read_text()[-3000:]}")
         self._sent |= {word[1:] for word in said if word[0] == "?"}
         acknowledged = {word[1:] for word in said if word[0] == "!"}
         self._acknowledged |= acknowledged
+        self._disk.set_faults([])
         cut = self._disk.power_on(seed)
         tally = self.tally
         tally.acknowledged += len(acknowledged)
@@ -147,7 +171,15 @@ class Lives:
         tally.unflushed_files += cut.unflushed_files
         tally.forgotten_pages += cut.pages
         tally.forgotten_entries += cut.entries
-        return cut
+        tally.befallen = befallen
+
+    def _some_faults(self, operations: int) -> list[Fault]:
+        """Some operations in a row fail, of one kind or any, soon or late."""
+        chance = self._chance
+        kinds = chance.choice((frozenset(Operation), frozenset([chance.choice(list(Operation))])))
+        after, times = chance.randrange(operations) // chance.choice((1, 8)), chance.choice((1, 1, 2, 5, 40))
+        path = chance.choice(("", "", "queue/", "ledger/", "lake/"))
+        return [Fault(kinds, errno=chance.choice((errno.EIO, errno.ENOSPC)), after=after, times=times, path=path)]
 
     def _judged(self) -> Verdict:
         child = _Child(
@@ -305,7 +337,7 @@ class Stack:
 
 
 def send_on(stack: Stack, told: Tell, name: str, seed: int) -> None:
-    """Append frames without end, some of them for the second time, and tell which are acknowledged."""
+    """Append frames without end, some of them again, answered or not, and tell which are acknowledged."""
 
     async def send(sender: int) -> None:
         chance = Random(f"{seed} {sender}")
@@ -316,10 +348,14 @@ def send_on(stack: Stack, told: Tell, name: str, seed: int) -> None:
             frame = chance.choice(kept) if kept and chance.random() < 0.15 else f"{name}-{sender}-{number}"
             told(f"?{frame}")
             [future] = stack.writer.append([frame_of(frame)])
-            await future
-            told(f"!{frame}")
             kept.append(frame)
-            await asyncio.sleep(0.001)
+            try:
+                await future
+            except (FlushFailed, QueueRefused):
+                await asyncio.sleep(0.02)
+            else:
+                told(f"!{frame}")
+                await asyncio.sleep(0.001)
 
     async def send_all() -> None:
         await asyncio.gather(*(send(sender) for sender in range(SENDERS)))
@@ -399,8 +435,7 @@ def play(cuts: int, seed: int, *, files: Files | None = None, tell: Callable[[st
                     verdict = lives.play()
                     if not verdict.is_clean:
                         raise Broken(f"seed {seed}, after {lives.tally.lives} power cuts: {verdict}")
-        for field in Tally.__struct_fields__:
-            setattr(whole, field, getattr(whole, field) + getattr(lives.tally, field))
+        whole.add(lives.tally)
         tell(f"seed {seed}: {lives.tally}")
         seed += 1
     return whole
