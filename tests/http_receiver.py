@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
@@ -39,7 +41,8 @@ class Reply:
 class Receiver:
     """Takes requests until it is closed; `answer` decides each."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None, key: Path | None = None, port: int = 0) -> None:
+        """Over HTTPS with a certificate and its key; at a port of its own when none is named."""
         self.received: list[Received] = []
         self.replies: list[Reply] = []
         self.answer: Callable[[Received], Reply] = lambda _: Reply()
@@ -68,9 +71,16 @@ class Receiver:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002
                 return
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        # What a client broke off, or a handshake that failed, is the test's own doing.
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate, key)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.port = int(self._server.server_address[1])
+        self.url = f"{'http' if certificate is None else 'https'}://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
 
@@ -95,9 +105,9 @@ class Receiver:
 
 
 @contextmanager
-def http_receiver() -> Iterator[Receiver]:
+def http_receiver(certificate: Path | None = None, key: Path | None = None) -> Iterator[Receiver]:
     """A receiver that runs until the end of the block."""
-    receiver = Receiver()
+    receiver = Receiver(certificate, key)
     try:
         yield receiver
     finally:

@@ -130,7 +130,7 @@ def test_settings_survive_the_way_to_another_process(monkeypatch: pytest.MonkeyP
         ),
         (
             SOURCE + "[[destinations]]\nname = 'x'\ntype = 'webhook'\nurl = 'https://u'\nsecret = 12345",
-            f"destinations[0].secret (from {FILE}): expected a text, found a number",
+            f"destinations[0].secret (from {FILE}): expected a text like ^(whsec_)",
         ),
         (
             SOURCE + "[[destinations]]\ntype = 'delta'",

@@ -6,21 +6,25 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from counterfoil.destinations.halving import take_by_halves
-from counterfoil.destinations.interface import Delivery, RefusedRow
+from counterfoil.destinations.interface import Delivery, Receipt, RefusedRow
 from counterfoil.destinations.settings import WebhookSettings
 from counterfoil.destinations.webhook import WebhookDestination
-from counterfoil.errors import DestinationDown, DestinationRefused, SettingsInvalid
+from counterfoil.errors import DestinationDown, DestinationRefused
+from tests.certificate import make_certificate
 from tests.destinations.rows import delivery, row
-from tests.http_receiver import Receiver, Reply, http_receiver
+from tests.http_receiver import Received, Receiver, Reply, http_receiver
 
 LEDGER = UUID(int=7)
 KEY = b"a key of 24 bytes at least"
@@ -126,6 +130,28 @@ def test_a_failure_in_the_middle_goes_on_with_one_row(
     assert sizes(receiver) == [10, 10, 1, 10, 4]
 
 
+def test_what_was_taken_counts_for_smaller_deliveries_too(receiver: Receiver, hook: WebhookDestination) -> None:
+    """After a failure the same groups come in smaller deliveries: no row is sent twice, and the dead stay dead."""
+    refused = 65_536 + 12
+
+    def answer(request: Received) -> Reply:
+        if any(each["seq"] == refused for each in request.rows):
+            return Reply(422)
+        return Reply(503) if any(each["seq"] == 2 * 65_536 + 9 for each in request.rows) and not healed else Reply()
+
+    healed: list[bool] = []
+    receiver.answer = answer
+    one, two = delivery(1, 15).rows, delivery(2, 10).rows
+    with pytest.raises(DestinationDown):
+        hook.deliver(Delivery(1, 2, [*one, *two]))
+    healed.append(True)
+    before = len(receiver.received)
+    assert hook.deliver(Delivery(1, 1, one)) == Receipt(1, 1, 14, "", (RefusedRow(refused, "http_422"),))
+    assert len(receiver.received) == before
+    assert hook.deliver(Delivery(2, 2, two)) == Receipt(2, 2, 10, "")
+    assert sorted(receiver.taken) == [each.seq for each in [*one, *two] if each.seq != refused]
+
+
 def test_the_same_rows_have_the_same_message_id(receiver: Receiver, hook: WebhookDestination) -> None:
     """A request that is sent again is recognised by its id; another one has another."""
     receiver.answer = lambda _: Reply(500 if len(receiver.received) == 1 else 204)
@@ -167,20 +193,65 @@ def test_check_is_content_with_a_receiver_that_answers(receiver: Receiver) -> No
 
 
 def test_nobody_there_is_down() -> None:
-    """A port nobody listens at is a reason to try again."""
+    """A port nobody listens at is a reason to try again, and `check` says where to look."""
     target = destination("http://127.0.0.1:1/")
     target.open()
-    with pytest.raises(DestinationDown, match=r"^http_unreachable$"):
+    with pytest.raises(DestinationDown, match=r"^http_unreachable: .*url of this destination"):
         target.deliver(delivery(1))
     target.close()
-    assert target.check() == ["crm: http_unreachable"]
+    assert target.check()[0].startswith("crm: http_unreachable")
 
 
-def test_a_secret_that_is_none_is_refused() -> None:
-    """A typing error in the secret is found before anything is sent, and the secret is not in the message."""
-    with pytest.raises(SettingsInvalid) as caught:
-        destination("http://127.0.0.1:1/", secret="whsec_not base64!")
-    assert str(caught.value) == "destinations.crm.secret: expected whsec_ and the key in base64"
+def test_a_receiver_that_is_too_slow_is_down(receiver: Receiver) -> None:
+    """No answer in time is a reason to try again; whether the rows were taken is not known."""
+    released = threading.Event()
+
+    def hang(_: Received) -> Reply:
+        released.wait(30)
+        return Reply()
+
+    receiver.answer = hang
+    target = destination(receiver.url, timeout_seconds=0.2)
+    target.open()
+    try:
+        with pytest.raises(DestinationDown, match="http_timeout"):
+            target.deliver(delivery(1))
+    finally:
+        released.set()
+        target.close()
+
+
+def test_a_certificate_that_is_not_trusted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTTPS by a certificate of nobody's needs somebody to act; SSL_CERT_FILE with its authority's makes it good."""
+    certificate, key = make_certificate(tmp_path)
+    with http_receiver(certificate, key) as secured:
+        with pytest.raises(DestinationRefused, match=r"http_certificate: .*SSL_CERT_FILE"):
+            _post_one(secured.url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        _post_one(secured.url)
+        assert sizes(secured) == [1]
+
+
+def test_https_where_none_is_spoken_is_told(receiver: Receiver) -> None:
+    """An https url of a plain receiver is a wrong url, not an outage."""
+    with pytest.raises(DestinationRefused, match=r"http_tls: .*url"):
+        _post_one(receiver.url.replace("http:", "https:"))
+
+
+def _post_one(url: str) -> None:
+    target = destination(url)
+    target.open()
+    try:
+        target.deliver(delivery(1, 1))
+    finally:
+        target.close()
+
+
+@pytest.mark.parametrize("secret", ["whsec_not base64!", "whsec_", "", "whsec_YQ", "whsec_YWJj="])
+def test_a_secret_that_is_none_is_refused(secret: str) -> None:
+    """A typing error in the secret is found when the configuration is read."""
+    with pytest.raises(ValidationError, match="secret"):
+        WebhookSettings(name="crm", url="http://127.0.0.1:1/", secret=secret)
 
 
 @given(st.integers(0, 200), st.sets(st.integers(0, 199)))

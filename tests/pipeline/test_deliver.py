@@ -300,6 +300,19 @@ class TestFailures:
         assert house.destination.ids() == ["a"]
         assert house.counts().cursor == 1
 
+    def test_after_a_failure_one_group_goes_first(self, ledger: Ledger, queue: MemoryQueue) -> None:
+        """A destination that comes back is handed the smallest delivery there is, and full ones once it took that."""
+        house = House(ledger, queue, MemoryDestination(), batch_rows=100, batch_seconds=3600)
+        house.destination.before = failing(2, DestinationDown("away"))
+        house.settle(Row("t", flags=RowFlag.TEST))
+        for group in range(60):
+            house.settle(*(f"{group}-{row}" for row in range(2)))
+        with house.running():
+            while house.counts().cursor < 51:
+                house.await_signal()
+        taken = [(each.first_group, each.last_group, len(each.rows)) for each in house.destination.deliveries]
+        assert taken[:2] == [(1, 2, 2), (3, 52, 100)]
+
     def test_a_commit_whose_answer_was_lost_is_not_repeated(self, house: House) -> None:
         """Down after the commit: when it is opened anew its own cursor says so, and the books are made up."""
         house.destination.after = failing(1, DestinationDown("cut"))

@@ -202,13 +202,16 @@ class PostgresDestination:
         return self._receipt(connection)
 
     def _connect(self) -> Connection:
-        return psycopg.connect(
-            self._settings.dsn,
-            autocommit=True,
-            connect_timeout=self._settings.connect_seconds,
-            application_name="counterfoil",
-            client_encoding="utf8",
-        )
+        try:
+            return psycopg.connect(
+                self._settings.dsn,
+                autocommit=True,
+                connect_timeout=self._settings.connect_seconds,
+                application_name="counterfoil",
+                client_encoding="utf8",
+            )
+        except psycopg.ProgrammingError:
+            raise DestinationRefused("the dsn is none: expected one like postgresql://user@host/database") from None
 
     # The tables
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 MIB = 1024 * 1024
 
 DESTINATION_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+WEBHOOK_SECRET = r"^(whsec_)?([A-Za-z0-9+/]{4})+([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"  # noqa: S105
 
 
 class DeliverySettings(BaseModel):
@@ -27,6 +28,11 @@ class DeliverySettings(BaseModel):
     )
     batch_seconds: Annotated[float, Field(ge=0, le=3600)] = Field(
         1.0, description="Seconds that the first row of a delivery waits for more."
+    )
+    start: Literal["now", "oldest"] = Field(
+        "now",
+        description="Where a destination begins whose name is new: with the rows settled from now on, "
+        "or with the oldest row that is kept.",
     )
 
 
@@ -74,7 +80,7 @@ class WebhookSettings(DeliverySettings):
     url: Annotated[str, Field(pattern=r"^https?://[^\s/]+")] = Field(
         description="Where rows are posted to.", examples=["https://example.org/events"]
     )
-    secret: str = Field(
+    secret: Annotated[str, Field(pattern=WEBHOOK_SECRET)] = Field(
         repr=False, description="Standard Webhooks secret: whsec_ and the key in base64.", examples=["whsec_…"]
     )
     request_rows: Annotated[int, Field(ge=1, le=10_000)] = Field(

@@ -22,9 +22,9 @@ body with dots between). A row's `id` never changes, so a receiver that remember
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from uuid import UUID
@@ -35,7 +35,7 @@ import msgspec
 from counterfoil.destinations.halving import take_by_halves
 from counterfoil.destinations.interface import DeliveredRow, Delivery, HeldRows, Receipt, RefusedRow
 from counterfoil.destinations.settings import WebhookSettings
-from counterfoil.errors import DestinationDown, DestinationRefused, SettingsInvalid
+from counterfoil.errors import DestinationDown, DestinationError, DestinationRefused
 from counterfoil.failpoints import reach
 
 _ROW_STATUSES = frozenset({400, 409, 413, 422})
@@ -79,12 +79,11 @@ class WebhookDestination:
     keeps_cursor = False
 
     def __init__(self, settings: WebhookSettings, ledger_id: UUID, clock_ms: Callable[[], int]) -> None:
-        """Raises SettingsInvalid when the secret is not one."""
         self.name = settings.name
         self._settings = settings
         self._ledger_id = ledger_id
         self._clock_ms = clock_ms
-        self._key = _key_of(settings)
+        self._key = base64.b64decode(settings.secret.removeprefix(_SECRET_PREFIX))
         self._client: httpx.Client | None = None
         self._encoder = msgspec.json.Encoder()
         self._is_probing = False
@@ -109,11 +108,9 @@ class WebhookDestination:
         while progress.row_count < len(delivery.rows):
             row_count = 1 if self._is_probing else self._settings.request_rows
             rows = delivery.rows[progress.row_count : progress.row_count + row_count]
-            progress.dead += take_by_halves(rows, self._take)
-            progress.row_count += len(rows)
+            progress.add(rows, take_by_halves(rows, self._take))
             reach("webhook.after_request")
-        dead = tuple(progress.dead)
-        self._progress = _Progress(0)
+        dead, self._progress = progress.split(len(delivery.rows), delivery.last_group + 1)
         return Receipt(delivery.first_group, delivery.last_group, len(delivery.rows) - len(dead), "", dead)
 
     def tend(self) -> bool:
@@ -155,7 +152,7 @@ class WebhookDestination:
             answer = client.post(self._settings.url, content=body, headers=self._headers(rows, body))
         except httpx.TransportError as error:
             self._is_probing = True
-            raise DestinationDown(f"http_{_kind_of(error)}") from None
+            raise _told(error) from None
         return self._judge(answer)
 
     def _judge(self, answer: httpx.Response) -> str | None:
@@ -197,12 +194,30 @@ class WebhookDestination:
 
 
 class _Progress:
-    """How far a delivery that begins with `first_group` has come."""
+    """How many rows were handed over, from the first of `first_group` on.
+
+    The same groups may come again in smaller deliveries: what is beyond one of them counts for the next.
+    """
 
     def __init__(self, first_group: int) -> None:
         self.first_group = first_group
-        self.row_count = 0
-        self.dead: list[RefusedRow] = []
+        self._refused: list[RefusedRow | None] = []
+
+    @property
+    def row_count(self) -> int:
+        """Rows that were taken or refused."""
+        return len(self._refused)
+
+    def add(self, rows: Sequence[DeliveredRow], dead: Sequence[RefusedRow]) -> None:
+        """The next rows were handed over, and of these some refused."""
+        refused = {row.seq: row for row in dead}
+        self._refused += [refused.get(row.seq) for row in rows]
+
+    def split(self, row_count: int, next_group: int) -> tuple[tuple[RefusedRow, ...], _Progress]:
+        """What was refused of the first `row_count` rows, and the progress of what begins with `next_group`."""
+        later = _Progress(next_group)
+        later._refused = self._refused[row_count:]
+        return tuple(row for row in self._refused[:row_count] if row is not None), later
 
 
 def _posted(row: DeliveredRow, ledger_id: UUID) -> PostedRow:
@@ -237,18 +252,24 @@ def _message_id(ledger_id: UUID, rows: Sequence[DeliveredRow]) -> str:
     return f"msg_{digest.hexdigest()[:32]}"
 
 
-def _key_of(settings: WebhookSettings) -> bytes:
-    text = settings.secret.removeprefix(_SECRET_PREFIX)
-    try:
-        key = base64.b64decode(text, validate=True)
-    except binascii.Error:
-        key = b""
-    if not key:
-        raise SettingsInvalid(f"destinations.{settings.name}.secret: expected whsec_ and the key in base64")
-    return key
-
-
-def _kind_of(error: httpx.TransportError) -> str:
+def _told(error: httpx.TransportError) -> DestinationError:
+    """Why there was no answer, in our own words."""
+    problem = _tls_problem(error)
+    if isinstance(problem, ssl.SSLCertVerificationError):
+        return DestinationRefused(
+            "http_certificate: the receiver's certificate is not trusted here: renew it, or let SSL_CERT_FILE name the "
+            "certificate of its authority"
+        )
+    if problem is not None and problem.reason == "WRONG_VERSION_NUMBER":
+        return DestinationRefused("http_tls: the receiver does not speak HTTPS there: see the url of this destination")
     if isinstance(error, httpx.TimeoutException):
-        return "timeout"
-    return "unreachable" if isinstance(error, httpx.ConnectError) else "connection_lost"
+        return DestinationDown("http_timeout: no answer in `timeout_seconds`: see the receiver")
+    if isinstance(error, httpx.ConnectError):
+        return DestinationDown("http_unreachable: nobody answers there: see the url of this destination")
+    return DestinationDown("http_connection_lost: the connection ended before the answer: see the receiver")
+
+
+def _tls_problem(error: BaseException | None) -> ssl.SSLError | None:
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -12,7 +12,8 @@ what it holds; what the ledger missed is recorded, and a destination that holds 
 than was ever settled, is another one than it was, and is left alone until somebody acts.
 
 After a failure what was gathered is let go, the destination is closed, and after a pause opened anew: nothing is held
-in memory through an outage, and what really happened is asked, not remembered.
+in memory through an outage, and what really happened is asked, not remembered. The first delivery after it is the
+smallest there is, one group with rows: a destination that is only half up is not handed a full batch again and again.
 """
 
 from __future__ import annotations
@@ -137,7 +138,6 @@ class Deliverer:
 
         Raises LedgerWriteFailed and LedgerUnusable; of what the destination can cause, nothing.
         """
-        self._ledger.register_destination(self.name)
         while not stop.is_set():
             try:
                 self.open()
@@ -181,8 +181,12 @@ class Deliverer:
     # Gathering
 
     def _gather(self) -> tuple[bool, bool]:
-        """Gather up to GROUPS_AT_ONCE more groups: whether there is no more room, and whether these were all."""
+        """Gather up to GROUPS_AT_ONCE more groups: whether there is no more room, and whether these were all.
+
+        After a failure there is room for one group with rows.
+        """
         gathered, settings = self._gathered, self._settings
+        is_probing = self._failure_count > 0
         groups = self._ledger.groups(gathered.last_group, GROUPS_AT_ONCE)
         for group in groups:
             row_count = group.routed_to(self.name)
@@ -195,6 +199,8 @@ class Deliverer:
                 return True, False
             rows, dead = self._rows_of(group) if row_count else ([], [])
             gathered.add(group.number, rows, dead, frame_bytes, self._monotonic())
+            if is_probing and row_count:
+                return True, False
         is_full = len(gathered.rows) >= settings.batch_rows or gathered.frame_bytes >= settings.batch_bytes
         return is_full, len(groups) < GROUPS_AT_ONCE
 

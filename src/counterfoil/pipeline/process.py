@@ -139,7 +139,7 @@ def main() -> None:
     queue = QueueReader(task.data_dir / "queue", RealFiles(), task.data_dir / "quarantine")
     for each in task.destinations:
         # Before the first group is settled: what is settled earlier is not for a destination that nobody knew.
-        ledger.register_destination(each.name)
+        ledger.register_destination(each.name, from_oldest=each.start == "oldest")
     deliverers = [make_deliverer(each, task, ledger, queue, metrics, line) for each in task.destinations]
     tell_unset(ledger, [each.name for each in task.destinations])
     retention = Retention(ledger, queue, [each.name for each in task.destinations], task.queue.retention_days)
