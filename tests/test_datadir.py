@@ -67,20 +67,38 @@ def test_the_id_is_made_once(data: DataDir) -> None:
 
 
 @pytest.mark.parametrize("part", ["queue", "ledger"])
-def test_without_its_id_a_queue_or_ledger_is_not_used(data: DataDir, part: str) -> None:
-    """N2: no new id is made beside what an old one names."""
+def test_a_lost_id_is_never_made_anew(data: DataDir, part: str) -> None:
+    """N2: beside a queue or a ledger no new id is made; where nothing tells the old one there is none."""
     (data.path / part / "something").touch()
     (data.path / "id").unlink()
-    with pytest.raises(StartRefused, match="id: missing beside a queue or a ledger"):
-        data.make()
+    assert data.make() is None
     assert not (data.path / "id").exists()
 
 
-def test_a_damaged_id_is_refused(data: DataDir) -> None:
-    """N2: an id that is none stops the start instead of being replaced."""
-    (data.path / "id").write_text("?")
-    with pytest.raises(StartRefused, match="expected a UUID"):
-        data.make()
+def test_a_lost_id_is_put_back(data: DataDir) -> None:
+    """N2: the id also stands in `ledger.made`, and is taken from there."""
+    before = data.id
+    (data.path / "ledger.made").write_text(f"{before}\n")
+    (data.path / "id").unlink()
+    assert data.make() == before == data.id
+
+
+@pytest.mark.parametrize("text", ["?", "\xff", "", str(UUID(int=7))])
+def test_a_damaged_id_is_put_back_and_set_aside(data: DataDir, text: str) -> None:
+    """N2: what two places say holds against a third, also where that reads as an id; the damaged file is kept."""
+    before = data.id
+    (data.path / "ledger.made").write_text(f"{before}\n")
+    damaged = text.encode("latin-1")
+    (data.path / "id").write_bytes(damaged)
+    assert data.make(lambda: before) == before == data.id
+    (copy,) = data.quarantine.glob("id-*.bytes")
+    assert copy.read_bytes() == damaged
+
+
+def test_of_two_ids_that_differ_neither_is_taken(data: DataDir) -> None:
+    """N2: when the ledger can't say which of two is right, nobody guesses."""
+    (data.path / "ledger.made").write_text(f"{UUID(int=7)}\n")
+    assert data.make() is None
 
 
 def test_a_directory_with_other_things_in_it_is_refused(tmp_path: Path) -> None:

@@ -21,11 +21,14 @@ from enum import StrEnum
 import msgspec
 import structlog
 
-from counterfoil.lifeline import Message, Ready, Refused
+from counterfoil.lifeline import Held, Message, Ready, Refused
 
 log = structlog.get_logger()
 
 _decoder = msgspec.json.Decoder(Message)
+
+HELD = "held"
+"""The condition of a process that is held: what to do."""
 
 
 class ChildState(StrEnum):
@@ -33,6 +36,8 @@ class ChildState(StrEnum):
 
     STARTING = "starting"
     READY = "ready"
+    HELD = "held"
+    """It runs and does nothing until somebody acts; its condition `held` says what to do."""
     WAITING = "waiting"
     """It ended, and is started again after a while."""
     STOPPED = "stopped"
@@ -97,8 +102,8 @@ class Child:
         self._conditions: dict[str, str] = {}
         self._state = ChildState.STOPPED
         self._since_ms = _now_ms()
-        self.first_word: asyncio.Future[Ready | Refused] = asyncio.get_running_loop().create_future()
-        """The first time that any of its lives said that it is ready, or refused."""
+        self.first_word: asyncio.Future[Ready | Refused | Held] = asyncio.get_running_loop().create_future()
+        """The first time that any of its lives said that it is ready, refused, or held."""
 
     @property
     def status(self) -> ChildStatus:
@@ -216,6 +221,10 @@ class Child:
             self._change(ChildState.READY)
         elif isinstance(message, Refused):
             log.error("process.refused", child=self.name, reason=message.message)
+        elif isinstance(message, Held):
+            log.error("process.held", child=self.name, reason=message.message)
+            self._conditions[HELD] = message.message
+            self._change(ChildState.HELD)
         else:
             self._conditions[message.part] = message.state
             self._on_change()

@@ -1,14 +1,16 @@
 """The data directory: whose it is, which ledger and queue it holds, and who works in it now.
 
     id                  UUID of this ledger and queue; stands in every cursor
+    ledger.made         the same, written when the ledger was made
     lock                held whole by `serve`; shared by `gateway` and `pipeline` when they run apart
     queue/ ledger/ lake/ quarantine/
     run/                what is worth nothing after a stop: locks of the halves, metrics, rate limits
 
 Invariants:
     N1. Nobody but its owner reads it: the directory and all that is made in it.
-    N2. The id is made once. Where queue or ledger are and the id is not, nothing starts: a new id would let every
-        destination begin anew, and each row be delivered twice.
+    N2. The id is made once. Where queue or ledger are and the id is not, none is made: a new one would let every
+        destination begin anew, and each row be delivered twice. It also stands in `ledger.made` and in the ledger
+        itself; what two of them say holds, and is put back.
     N3. Each half of the server runs at most once, and never beside a `serve`.
 """
 
@@ -19,13 +21,18 @@ import fcntl
 import os
 import pwd
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import structlog
+
+from counterfoil.aside import copy_aside
 from counterfoil.errors import StartRefused
 from counterfoil.files import DIRECTORY_MODE, FILE_MODE, Files, RealFiles
+
+log = structlog.get_logger()
 
 LOCK_WAIT_SECONDS = 10.0
 """An old life may still be writing its last; longer than that, and it is no old one."""
@@ -52,34 +59,64 @@ class DataDir:
         self.quarantine = path / "quarantine"
         self.run = path / "run"
         self._id_file = path / "id"
+        self._made_file = path / "ledger.made"
         self._files = files or RealFiles()
 
     @property
     def id(self) -> UUID:
         """The id of the ledger and queue that are here; raises StartRefused when this is no data directory yet."""
         try:
-            return UUID(self._id_file.read_text().strip())
+            return UUID(self._id_file.read_text("ascii").strip())
         except FileNotFoundError:
+            if self._made_file.exists():
+                raise StartRefused(f"{self._id_file}: missing; `counterfoil serve` puts it back") from None
             raise StartRefused(f"{self.path}: no data directory yet; `counterfoil serve` makes it") from None
         except OSError as error:
             raise StartRefused(f"{self._id_file}: can't be read: {error.strerror}") from None
         except ValueError:
             raise StartRefused(f"{self._id_file}: expected a UUID; put back what was there") from None
 
-    def make(self) -> UUID:
-        """Make what is missing of the directory, owner only, and return its id; raises StartRefused."""
+    def make(self, ledger_says: Callable[[], UUID | None] = lambda: None) -> UUID | None:
+        """Make what is missing of the directory, owner only, and return its id; raises StartRefused.
+
+        None when the id is lost: it is not there any more, or damaged, and nothing tells it. `ledger_says` is asked
+        for the ledger's own only when the file and `ledger.made` don't say the same.
+        """
         try:
             self._files.make_dir(self.path)
             with _alone_in(self.path):
                 self._refuse_strangers()
                 self._make_private()
-                if not self._id_file.exists():
-                    self._files.write_whole(self._id_file, f"{uuid4()}\n".encode())
+                found = self._found_id(ledger_says)
                 for directory in (self.queue, self.ledger, self.quarantine, self.run):
                     self._files.make_dir(directory)
         except OSError as error:
             raise StartRefused(f"{self.path}: can't be used as the data directory: {error.strerror}") from None
-        return self.id
+        return found
+
+    def put_id(self, ledger_id: UUID) -> None:
+        """Have this be the id from now on; what stood in the file goes to quarantine. Raises OSError."""
+        if self._id_file.exists():
+            copy_aside(self._id_file, "id", self.quarantine, "not the id of this ledger and queue", self._files)
+        self._files.write_whole(self._id_file, f"{ledger_id}\n".encode())
+        log.error("datadir.id_put_back")
+
+    def _found_id(self, ledger_says: Callable[[], UUID | None]) -> UUID | None:
+        written, made = _uuid_in(self._id_file), _uuid_in(self._made_file)
+        if written is not None and (written == made or not self._made_file.exists()):
+            return written
+        is_new = not any(path.exists() for path in (self._id_file, self._made_file)) and not self._holds_ours()
+        if is_new:
+            new = uuid4()
+            self._files.write_whole(self._id_file, f"{new}\n".encode())
+            return new
+        kept = ledger_says()
+        # Two that agree are right; of two that differ it can't be known which one is damaged.
+        told = [each for each in (kept, made, written) if each is not None]
+        agreed = next((each for each in told if told.count(each) > 1), told[0] if len(told) == 1 else None)
+        if agreed is not None and agreed != written:
+            self.put_id(agreed)
+        return agreed
 
     def fault(self) -> str | None:
         """What would keep `make` from its work, in one line; None when nothing does. Makes and changes nothing."""
@@ -143,8 +180,8 @@ class DataDir:
             raise StartRefused(f"{self.path}: the data directory of {_user(owner)}, and this is {_user(os.geteuid())}")
         if self._id_file.exists():
             return
-        if any(self._holds_something(path) for path in (self.queue, self.ledger)):
-            raise StartRefused(f"{self._id_file}: missing beside a queue or a ledger; put back the id that was there")
+        if self._holds_ours():
+            return
         if strange := [entry.name for entry in self.path.iterdir() if not _may_lie_here(entry.name)]:
             raise StartRefused(f"{self.path}: neither empty nor a data directory: it holds {min(strange)}")
 
@@ -152,14 +189,24 @@ class DataDir:
         if self.path.stat().st_mode & 0o077:
             self.path.chmod(DIRECTORY_MODE)
 
+    def _holds_ours(self) -> bool:
+        return any(self._holds_something(path) for path in (self.queue, self.ledger))
+
     @staticmethod
     def _holds_something(directory: Path) -> bool:
         return directory.is_dir() and any(directory.iterdir())
 
 
+def _uuid_in(path: Path) -> UUID | None:
+    try:
+        return UUID(path.read_text("ascii").strip())
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def _may_lie_here(name: str) -> bool:
     """Whether a directory with this entry and no id may become a data directory."""
-    ours = name in ("lock", "run", "queue", "ledger", "lake", "quarantine") or name.startswith(".id.")
+    ours = name in ("lock", "run", "queue", "ledger", "ledger.made", "lake", "quarantine") or name.startswith(".id.")
     return ours or name == "lost+found"
 
 

@@ -8,6 +8,8 @@
     ├── FlushFailed             a frame may or may not be on disk, and is not acknowledged; trying again can help
     ├── FrameDamaged            bytes of the queue that fail their checksum or make no sense
     ├── LedgerUnusable          the ledger can't be opened, or is another queue's
+    │   ├── LedgerDamaged       what was flushed of it can't be read any more; `counterfoil rebuild` makes it anew
+    │   └── LedgerInUse         another process writes it
     ├── LedgerWriteFailed       nothing of the batch was recorded
     ├── QueryRefused            SQL that is wrong, would write, or finds no table; its message is for who asked
     └── DestinationError
@@ -61,6 +63,22 @@ class FrameDamaged(CounterfoilError):
 
 class LedgerUnusable(CounterfoilError):
     """The ledger can't be used."""
+
+
+class LedgerDamaged(LedgerUnusable):
+    """What was flushed of the ledger can't be read any more; the message says what to do."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what}: put back what is missing, or stop the server and run `counterfoil rebuild`, which makes the "
+            "ledger anew from the queue and the destinations"
+        )
+
+
+class LedgerInUse(LedgerUnusable):
+    """Another process writes this ledger."""
+
+    retryable = True
 
 
 class LedgerWriteFailed(CounterfoilError):

@@ -3,7 +3,8 @@
 The line is a pair of sockets; the child finds its end as standard input. What goes over it is lines:
 
     down  first the process's settings as JSON, so that none stand on a command line; later lines are news for it
-    up    `Ready`, once it does its work, or `Refused`, when it can't start and only an operator can help;
+    up    `Ready`, once it does its work, or `Refused`, when it can't start and only an operator can help: then nothing
+          starts; `Held`, when it can't do its work until somebody acts, and the others go on without it;
           `Condition`, whenever that of a part of it changes
 
 When the line ends, the supervisor has asked the process to stop, or is no more; for the process it is the same. So a
@@ -41,6 +42,12 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     message: str
 
 
+class Held(msgspec.Struct, frozen=True, tag="held"):
+    """The process does nothing until an operator has acted; `message` is one line for them. It ends after a while."""
+
+    message: str
+
+
 class Condition(msgspec.Struct, frozen=True, tag="condition"):
     """How a part of the process is now; names and states are our own words."""
 
@@ -48,7 +55,7 @@ class Condition(msgspec.Struct, frozen=True, tag="condition"):
     state: str
 
 
-Message = Ready | Refused | Condition
+Message = Ready | Refused | Held | Condition
 
 
 class Lifeline:
@@ -82,6 +89,10 @@ class Lifeline:
     def refuse(self, message: str) -> None:
         """Tell why the process can't start; it ends itself after that."""
         self._send(Refused(message))
+
+    def hold(self, message: str) -> None:
+        """Tell what somebody must do before the process can do its work."""
+        self._send(Held(message))
 
     def condition(self, part: str, state: str) -> None:
         """Tell how a part of the process is from now on; from any thread."""

@@ -38,7 +38,7 @@ from counterfoil.datadir import DataDir, Part
 from counterfoil.errors import SettingsInvalid, StartRefused
 from counterfoil.files import RealFiles
 from counterfoil.gateway.task import GatewayTask
-from counterfoil.lifeline import Refused
+from counterfoil.lifeline import Held, Refused
 from counterfoil.pipeline.task import PipelineTask
 from counterfoil.queue.recovery import recover_idle
 from counterfoil.sources import Sources
@@ -87,7 +87,9 @@ def _run(part: Part, load: Load) -> int:
     # A core dump would hold rows (promise P6).
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     data_dir = DataDir(settings.data_dir)
-    ledger_id = data_dir.make()
+    ledger_id = data_dir.make(lambda: stored_ledger_id(settings))
+    if ledger_id is None:
+        log.error("supervisor.id_lost", path=str(data_dir.path))
     with data_dir.lock(part) as inherited:
         check_listening(part, settings)
         recover_queue(data_dir)
@@ -101,6 +103,13 @@ def _run(part: Part, load: Load) -> int:
 
 
 # What must be so before anything starts
+
+
+def stored_ledger_id(settings: Settings) -> UUID | None:
+    """The id that the ledger has, when the files that name it are lost."""
+    from counterfoil.ledger import Ledger  # RocksDB, which the supervisor needs for nothing else.
+
+    return Ledger.stored_id(settings.data_dir / "ledger", settings.ledger)
 
 
 def recover_queue(data_dir: DataDir) -> None:
@@ -190,7 +199,9 @@ class PlannedProcess(msgspec.Struct, frozen=True):
         return isinstance(self.task, GatewayTask)
 
 
-def plan_processes(part: Part, settings: Settings, ledger_id: UUID, metrics_dir: Path) -> tuple[PlannedProcess, ...]:
+def plan_processes(
+    part: Part, settings: Settings, ledger_id: UUID | None, metrics_dir: Path
+) -> tuple[PlannedProcess, ...]:
     """The processes that make a part of the server."""
     planned: list[PlannedProcess] = []
     if part is not Part.PIPELINE:
@@ -259,11 +270,13 @@ class Processes:
             child.start()
 
     async def ready(self) -> None:
-        """Return when each has done its work once; raises StartRefused when one says that it can't."""
+        """Return when each does its work or is held; raises StartRefused when one says that it can't start."""
         for word in asyncio.as_completed([child.first_word for child in self._children.values()]):
             said = await word
             if isinstance(said, Refused):
                 raise StartRefused(said.message)
+            if isinstance(said, Held):
+                say(f"Rows are taken and wait, nothing is delivered: {said.message}\n\n")
 
     async def stop(self) -> None:
         """Stop the gateway, then the rest; returns when all have ended."""

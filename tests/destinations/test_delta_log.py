@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from counterfoil.destinations.delta_log import QuarantineNote, is_whole
+from counterfoil.aside import FileNote
+from counterfoil.destinations.delta_log import is_whole
 from counterfoil.errors import DestinationRefused
 from tests.destinations.lake import Clock, data_files, lake, log_path, newest_entry, seqs, table
 from tests.destinations.making import ROWS_A_GROUP, delivery
@@ -60,7 +61,7 @@ def test_a_torn_newest_entry_goes_to_quarantine(tmp_path: Path, tear: Callable[[
     assert receipt.last_group == 2
     assert len(data_files(tmp_path)) == 2
     (note_path,) = (tmp_path / "quarantine").glob("*.json")
-    note = msgspec.json.decode(note_path.read_bytes(), type=QuarantineNote)
+    note = msgspec.json.decode(note_path.read_bytes(), type=FileNote)
     assert note.file == f"lake/_delta_log/{entry.name}"
     assert note.copied_bytes == len(torn)
     assert note_path.with_suffix(".bytes").read_bytes() == torn

@@ -283,6 +283,7 @@ class Stack:
         self.lake = data / "lake"
         data_dir = DataDir(data)
         self.ledger_id = data_dir.make()
+        assert self.ledger_id is not None
         recover_idle(data_dir.queue, files, data_dir.quarantine)
         self.writer = SegmentWriter.open(
             data_dir.queue,

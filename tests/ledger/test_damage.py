@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 
-from counterfoil.errors import LedgerUnusable, LedgerWriteFailed
+from counterfoil.errors import LedgerDamaged, LedgerUnusable, LedgerWriteFailed
 from counterfoil.ledger import Ledger
 from counterfoil.ledger.store import COMMITTED, FACTS, Store
 from tests.ledger.test_ledger import LEDGER_ID, SETTINGS, one_row, opened
@@ -64,6 +65,78 @@ def test_a_torn_end_of_the_log_is_no_damage(tmp_path: Path) -> None:
     ledger = opened(tmp_path / "crashed")
     assert ledger.last_group() == 5
     ledger.close()
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
+    "flipped": lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 0x10]) + data[len(data) // 2 + 1 :],
+    "zeroed": lambda data: data[: len(data) // 2] + bytes(len(data) - len(data) // 2),
+    "cut": lambda data: data[: len(data) // 2],
+    "emptied": lambda data: b"",
+    "missing": lambda data: None,
+}
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger of 200 groups as a killed process leaves it, the last 50 of them in the log alone."""
+    path = tmp_path_factory.mktemp("killed")
+    ledger = with_groups(path, 150)
+    for family in ledger._store._families.values():
+        family.flush()
+    for number in range(151, 201):
+        ledger.record(one_row(number, number.to_bytes(16, "big")))
+    shutil.copytree(path / "ledger", path / "copy" / "ledger")
+    shutil.copy(path / "ledger.made", path / "copy")
+    ledger.close()
+    return path / "copy"
+
+
+def read_whole(path: Path) -> None:
+    ledger = opened(path)
+    try:
+        assert [group.number for group in ledger.groups(0, 1000)] == list(range(1, 201))
+        assert None not in ledger.seen([number.to_bytes(16, "big") for number in range(1, 201)])
+    finally:
+        ledger.close()
+
+
+def damaged_copy(killed: Path, path: Path, pattern: str, damage: str) -> Path:
+    shutil.copytree(killed, path, dirs_exist_ok=True)
+    file = max((path / "ledger").glob(pattern), key=lambda each: each.stat().st_size)
+    data = DAMAGES[damage](file.read_bytes())
+    file.unlink() if data is None else file.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("pattern", ["*.log", "*.sst", "MANIFEST-*", "CURRENT"])
+def test_a_damaged_file_of_the_ledger_is_told(killed: Path, tmp_path: Path, pattern: str, damage: str) -> None:
+    """Where a file that the ledger needs is damaged the ledger is refused with what to do, at once or at a read."""
+    with pytest.raises(LedgerDamaged, match="run `counterfoil rebuild`"):
+        read_whole(damaged_copy(killed, tmp_path, pattern, damage))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("pattern", ["OPTIONS-*", "IDENTITY", "LOG", "rocksdict-config.json", COMMITTED])
+def test_a_damaged_file_that_the_ledger_does_not_need(killed: Path, tmp_path: Path, pattern: str, damage: str) -> None:
+    """Damage of what only helps changes nothing of what the ledger knows."""
+    read_whole(damaged_copy(killed, tmp_path, pattern, damage))
+
+
+def test_a_ledger_whose_log_and_note_are_gone_is_not_begun_anew(killed: Path, tmp_path: Path) -> None:
+    """Where nothing of a ledger is left but its frame, no second one begins with group 1."""
+    shutil.copy(killed / "ledger.made", tmp_path)
+    Store(tmp_path / "ledger", SETTINGS, is_writer=True).close()
+    (tmp_path / "ledger" / COMMITTED).unlink(missing_ok=True)
+    with pytest.raises(LedgerDamaged, match="what the ledger held is gone"):
+        opened(tmp_path)
+
+
+def test_a_reader_refuses_what_lost_commits(killed: Path, tmp_path: Path) -> None:
+    """A command that reads does not take the part that is left for the whole."""
+    damaged_copy(killed, tmp_path, "*.log", "cut")
+    with pytest.raises(LedgerDamaged):
+        Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
 
 
 def test_a_lost_note_of_what_was_committed_is_no_damage(tmp_path: Path) -> None:

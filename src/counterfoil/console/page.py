@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
 
+from counterfoil.children import HELD, ChildState
 from counterfoil.console.disk import DiskFacts
 from counterfoil.console.status import DestinationStatus, Status
 
@@ -78,6 +79,9 @@ def _main(status: Status) -> str:
     parts = [_head(status)]
     if status.ledger is not None:
         parts.append(f'<p class="bad">The counts are missing: {escape(status.ledger)}</p>')
+    for process in status.processes:
+        if process.state is ChildState.HELD:
+            parts.append(f'<p class="bad">{escape(process.name)} is held: {escape(process.conditions[HELD])}</p>')
     parts.append(
         _table(
             "Sources",

@@ -54,7 +54,7 @@ class LedgerFacts(msgspec.Struct, frozen=True):
 class LedgerView:
     """The books of a ledger that another process may be writing; opened when there is something to read."""
 
-    def __init__(self, path: Path, settings: LedgerSettings, ledger_id: UUID) -> None:
+    def __init__(self, path: Path, settings: LedgerSettings, ledger_id: UUID | None) -> None:
         self._path = path
         self._settings = settings.model_copy(update={"cache_bytes": CACHE_BYTES})
         self._ledger_id = ledger_id
@@ -62,6 +62,8 @@ class LedgerView:
 
     def read(self) -> LedgerFacts:
         """What it holds at this moment; raises LedgerUnusable."""
+        if self._ledger_id is None:
+            raise LedgerUnusable("the data directory's id is lost")
         if self._ledger is None:
             self._ledger = Ledger.open(self._path, self._settings, self._ledger_id, mode="read")
         try:
@@ -70,6 +72,8 @@ class LedgerView:
         except Exception as problem:
             # What lies there may have been put in the place of what was opened: the next reading opens it anew.
             self.close()
+            if isinstance(problem, LedgerUnusable):
+                raise
             raise LedgerUnusable(f"{self._path}: can't be read ({type(problem).__name__})") from problem
 
     def close(self) -> None:

@@ -18,7 +18,8 @@ class ConsoleTask(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data_dir: Path
-    ledger_id: UUID
+    ledger_id: UUID | None
+    """None when it is lost."""
     metrics_dir: Path
     console: ConsoleSettings
     ledger: LedgerSettings

@@ -25,6 +25,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from counterfoil.aside import copy_aside
 from counterfoil.errors import DestinationRefused
 from counterfoil.files import FILE_MODE, Files
 
@@ -52,15 +53,6 @@ class CommitNote(msgspec.Struct, frozen=True):
     first_group: int = 0
     last_group: int = 0
     row_count: int = 0
-
-
-class QuarantineNote(msgspec.Struct, frozen=True):
-    """Why a file was set aside, and from where."""
-
-    reason: str
-    file: str
-    copied_bytes: int
-    found_at_ms: int
 
 
 class TableLog:
@@ -201,12 +193,8 @@ class TableLog:
         self._files.write_whole(path, path.read_bytes())
 
     def _set_aside(self, path: Path, reason: str) -> None:
-        data, now_ms = path.read_bytes(), self._clock_ms()
-        name = f"{self._root.name}-{path.name}-{now_ms}"
-        self._files.make_dir(self._quarantine)
-        self._files.write_whole(self._quarantine / f"{name}.bytes", data)
-        note = QuarantineNote(reason, f"{self._root.name}/_delta_log/{path.name}", len(data), now_ms)
-        self._files.write_whole(self._quarantine / f"{name}.json", msgspec.json.encode(note) + b"\n")
+        name = f"{self._root.name}/_delta_log/{path.name}"
+        copy_aside(path, name, self._quarantine, reason, self._files, self._clock_ms())
         self._files.remove(path)
         self._files.sync_dir(self._path)
 

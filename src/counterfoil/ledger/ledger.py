@@ -34,7 +34,7 @@ from typing import Literal
 from uuid import UUID
 
 from counterfoil.contract.facts import Verdict
-from counterfoil.errors import LedgerUnusable, LedgerWriteFailed
+from counterfoil.errors import LedgerDamaged, LedgerUnusable, LedgerWriteFailed
 from counterfoil.files import RealFiles
 from counterfoil.ledger.carried import Carried, carry_forward
 from counterfoil.ledger.generations import (
@@ -137,22 +137,37 @@ class Ledger:
         """
         made = path.with_name(f"{path.name}.made")
         if mode == "write" and made.exists() and not (path / "CURRENT").exists():
-            raise LedgerUnusable(
-                f"{path}: the ledger that was made here is gone; bring it back, or begin a new data_dir"
-            )
+            raise LedgerDamaged(f"{path}: the ledger that was made here is gone")
         store = Store(path, settings, is_writer=mode == "write")
         try:
             if mode == "write" and store.get(FACTS, _FORMAT) is None:
+                if made.exists():
+                    raise LedgerDamaged(f"{path}: what the ledger held is gone")
                 _begin(store, ledger_id)
             _check(store, path, ledger_id)
             if mode == "write":
                 _upgrade(store)
-            if mode == "write" and not made.exists():
+            if mode == "write" and _made_id(made) != ledger_id:
                 RealFiles().write_whole(made, f"{ledger_id}\n".encode())
             return cls(store, settings.horizon_days * MS_A_DAY, is_writer=mode == "write")
         except BaseException:
             store.close()
             raise
+
+    @classmethod
+    def stored_id(cls, path: Path, settings: LedgerSettings) -> UUID | None:
+        """The id that the ledger at `path` has; None when it can't be read or there is none."""
+        try:
+            store = Store(path, settings, is_writer=False)
+        except LedgerUnusable:
+            return None
+        try:
+            packed = store.get(FACTS, _ID)
+            return UUID(bytes=packed) if packed else None
+        except LedgerUnusable:
+            return None
+        finally:
+            store.close()
 
     def close(self) -> None:
         """Close; closing twice is harmless."""
@@ -540,7 +555,7 @@ class Ledger:
     def _write(self, batch: Batch) -> None:
         try:
             self._store.write(batch)
-        except LedgerWriteFailed as error:
+        except (LedgerWriteFailed, LedgerDamaged) as error:
             # What lies in the write-ahead log is known only when it is read again: until then nothing more goes in.
             self._failure = str(error)
             raise
@@ -555,6 +570,13 @@ class Ledger:
             + count.row_count
             for count in added
         }
+
+
+def _made_id(made: Path) -> UUID | None:
+    try:
+        return UUID(made.read_text().strip())
+    except (OSError, ValueError):
+        return None
 
 
 def _begin(store: Store, ledger_id: UUID) -> None:

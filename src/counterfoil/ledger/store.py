@@ -47,7 +47,7 @@ from rocksdict import (
     WriteOptions,
 )
 
-from counterfoil.errors import LedgerUnusable, LedgerWriteFailed
+from counterfoil.errors import LedgerDamaged, LedgerInUse, LedgerUnusable, LedgerWriteFailed
 from counterfoil.files import DIRECTORY_MODE, FILE_MODE
 from counterfoil.ledger.settings import LedgerSettings
 
@@ -142,9 +142,17 @@ class Store:
         self._synced = WriteOptions()
         self._synced.sync = True
         self._committed = -1
-        self._db = self._opened_to_write() if is_writer else self._opened_to_read()
-        if not is_writer:
+        if is_writer:
+            self._db = self._opened_to_write()
+        else:
+            noted = self._noted_commit()
+            self._db = self._opened_to_read()
             self.catch_up()
+            try:
+                self._refuse_less_than(noted, self._db.latest_sequence_number())
+            except BaseException:
+                self.close()
+                raise
 
     # Opening and closing
 
@@ -187,23 +195,26 @@ class Store:
         return db
 
     def _refuse_lost_commits(self) -> None:
-        """Raise LedgerUnusable when batches that were flushed are gone; nothing is touched before that is known."""
-        try:
-            packed = (self._path / COMMITTED).read_bytes()
-        except FileNotFoundError:
-            return
-        if len(packed) != _COMMITTED.size:
-            return
-        number, checksum = _COMMITTED.unpack(packed)
-        if checksum != _checksum(number):
-            return
+        """Raise LedgerDamaged when batches that were flushed are gone; nothing is touched before that is known."""
+        noted = self._noted_commit()
         reached = 0
-        if self._exists():
+        if noted and self._exists():
             db = self._open_once(AccessType.read_only(False))
             reached = db.latest_sequence_number()
             self._close_all(db)
-        if reached < number:
-            raise LedgerUnusable(f"{self._path}: {number - reached} changes that were flushed are gone")
+        self._refuse_less_than(noted, reached)
+
+    def _noted_commit(self) -> int:
+        """How far writing had come by the file `committed`; 0 when that says nothing."""
+        try:
+            number, checksum = _COMMITTED.unpack((self._path / COMMITTED).read_bytes())
+        except (OSError, struct.error):
+            return 0
+        return int(number) if checksum == _checksum(number) else 0
+
+    def _refuse_less_than(self, noted: int, reached: int) -> None:
+        if reached < noted:
+            raise LedgerDamaged(f"{self._path}: {noted - reached} changes that were flushed are gone")
 
     def _note_commit(self) -> None:
         number = self._db.latest_sequence_number()
@@ -295,7 +306,12 @@ class Store:
 
     def _unusable(self, error: Exception) -> Exception:
         # RocksDB's own errors are plain Exceptions; any other is a bug of ours, to be seen as what it is.
-        return LedgerUnusable(f"{self._path}: {_said(error)}") if type(error) is Exception else error
+        if type(error) is not Exception:
+            return error
+        if "LOCK" in str(error):
+            return LedgerInUse(f"{self._path}: another process writes this ledger")
+        kind = LedgerDamaged if _is_damage(error) else LedgerUnusable
+        return kind(f"{self._path}: {_said(error)}")
 
     def catch_up(self) -> None:
         """Let a reader see the present moment.
@@ -326,12 +342,17 @@ class Store:
         return Batch(self._handles)
 
     def write(self, batch: Batch) -> None:
-        """Return when all of the batch is on disk; raises LedgerWriteFailed when none of it counts."""
+        """Return when all of the batch is on disk; raises LedgerWriteFailed when none of it counts.
+
+        Raises LedgerDamaged when RocksDB takes no more because it met damage as it sorted its files.
+        """
         try:
             self._db.write(batch.taken(), self._synced)
         except Exception as error:
             if type(error) is not Exception:
                 raise
+            if _is_damage(error):
+                raise LedgerDamaged(f"{self._path}: {_said(error)}") from None
             raise LedgerWriteFailed(f"{self._path}: {_said(error)}") from None
         self._note_commit()
 
@@ -340,11 +361,15 @@ def _checksum(number: int) -> int:
     return xxhash.xxh3_64_intdigest(number.to_bytes(8, "big"))
 
 
+def _is_damage(error: Exception) -> bool:
+    """Whether RocksDB met damaged or missing files; a disk that can't be read or is full passes, perhaps."""
+    words = str(error)
+    return words.startswith(("Corruption", "Invalid argument")) or "No such file or directory" in words
+
+
 def _said(error: Exception) -> str:
     """What RocksDB means, without its words: they hold keys at times."""
     words = str(error)
     if "Permission denied" in words:
         return "permission denied"
-    if "LOCK" in words:
-        return "another process writes this ledger"
     return f"RocksDB says {words.split(':', 1)[0]}" if ":" in words else "RocksDB can't use it"

@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
+from uuid import UUID
 
 import structlog
 
 from counterfoil.destinations.build import build_destination
 from counterfoil.destinations.settings import DestinationSettings
-from counterfoil.errors import LedgerUnusable, LedgerWriteFailed
+from counterfoil.errors import LedgerInUse, LedgerUnusable, LedgerWriteFailed
 from counterfoil.files import RealFiles
 from counterfoil.ledger import Ledger
 from counterfoil.lifeline import Lifeline
@@ -36,6 +37,16 @@ log = structlog.get_logger()
 
 STOP_SECONDS = 6.0
 """How long a worker may take to finish its step at the stop."""
+
+HELD_SECONDS = 60.0
+"""How long a life lasts that can't use its ledger: the next one looks again."""
+
+EXIT_HELD = 75
+
+ID_LOST = (
+    "the data directory's `id` is lost, and neither `ledger.made` nor the ledger tells it: put back the file, or stop "
+    "the server and run `counterfoil rebuild`, which asks the destinations"
+)
 
 AGAIN_SECONDS = 5.0
 """After an error that nobody understood, a worker is started again after this time."""
@@ -134,13 +145,48 @@ def main() -> None:
     line = Lifeline.of_stdin()
     task = PipelineTask.model_validate_json(line.settings())
     configure_logs("pipeline")
-    metrics = PipelineMetrics(start_metrics(task.metrics_dir, "pipeline"))
-    ledger = Ledger.open(task.data_dir / "ledger", task.ledger, task.ledger_id, mode="write")
+    stop = threading.Event()
+    running: list[Pipeline] = []
+
+    def end() -> None:
+        stop.set()
+        for pipeline in running:
+            pipeline.stop()
+
+    line.watch(end)
+    try:
+        if task.ledger_id is None:
+            raise LedgerUnusable(ID_LOST)
+        ledger = Ledger.open(task.data_dir / "ledger", task.ledger, task.ledger_id, mode="write")
+        metrics = PipelineMetrics(start_metrics(task.metrics_dir, "pipeline"))
+        running.append(make_pipeline(task, task.ledger_id, ledger, metrics, line))
+        if stop.is_set():
+            return
+        line.ready()
+        if not running[0].run():
+            # A destination is still in its step, and holds the ledger: what it can't finish, the next life does.
+            log.warning("pipeline.left_behind")
+            os._exit(0)
+        ledger.close()
+    except LedgerInUse:
+        raise
+    except LedgerUnusable as problem:
+        # Rows are safe in the queue, and trying again can't help: what to do is said once, not with each of many lives.
+        log.error("pipeline.held", reason=str(problem))
+        line.hold(str(problem))
+        stop.wait(HELD_SECONDS)
+        os._exit(0 if stop.is_set() else EXIT_HELD)
+
+
+def make_pipeline(
+    task: PipelineTask, ledger_id: UUID, ledger: Ledger, metrics: PipelineMetrics, line: Lifeline
+) -> Pipeline:
+    """Settle and a deliverer for each destination, on one ledger; raises LedgerUnusable."""
     queue = QueueReader(task.data_dir / "queue", RealFiles(), task.data_dir / "quarantine")
     for each in task.destinations:
         # Before the first group is settled: what is settled earlier is not for a destination that nobody knew.
         ledger.register_destination(each.name, from_oldest=each.start == "oldest")
-    deliverers = [make_deliverer(each, task, ledger, queue, metrics, line) for each in task.destinations]
+    deliverers = [make_deliverer(each, task, ledger_id, ledger, queue, metrics, line) for each in task.destinations]
     tell_unset(ledger, [each.name for each in task.destinations])
     retention = Retention(ledger, queue, [each.name for each in task.destinations], task.queue.retention_days)
     settler = Settler(queue, ledger, task.pipeline, _clock_ms)
@@ -152,19 +198,13 @@ def main() -> None:
             metrics.settled(time.monotonic() - began)
         return row_count
 
-    pipeline = Pipeline(settle_step, [*deliverers, retention], poll_seconds=task.pipeline.poll_ms / 1000)
-    line.watch(pipeline.stop)
-    line.ready()
-    if not pipeline.run():
-        # A destination is still in its step, and holds the ledger: what it can't finish, the next life does.
-        log.warning("pipeline.left_behind")
-        os._exit(0)
-    ledger.close()
+    return Pipeline(settle_step, [*deliverers, retention], poll_seconds=task.pipeline.poll_ms / 1000)
 
 
 def make_deliverer(
     settings: DestinationSettings,
     task: PipelineTask,
+    ledger_id: UUID,
     ledger: Ledger,
     queue: FrameSource,
     metrics: PipelineMetrics,
@@ -173,7 +213,7 @@ def make_deliverer(
     """What delivers to one of the destinations, and tells the supervisor how it goes."""
     destination = build_destination(
         settings,
-        ledger_id=task.ledger_id,
+        ledger_id=ledger_id,
         base=task.data_dir,
         files=RealFiles(),
         quarantine=task.data_dir / "quarantine",

@@ -19,7 +19,8 @@ class PipelineTask(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data_dir: Path
-    ledger_id: UUID
+    ledger_id: UUID | None
+    """None when it is lost."""
     metrics_dir: Path
     ledger: LedgerSettings
     pipeline: PipelineSettings

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import xxhash
 
+from counterfoil.aside import copy_aside
 from counterfoil.errors import FrameDamaged, StartRefused
 from counterfoil.files import FILE_MODE, Files
 from counterfoil.positions import DirectoryId, SegmentNumber
@@ -57,19 +58,21 @@ class SegmentFacts(msgspec.Struct, frozen=True):
     """The newest is never removed (I1): the next number is counted from it."""
 
 
-def take_directory(root: Path, files: Files, random_bytes: Callable[[int], bytes] = os.urandom) -> WriterDirectory:
+def take_directory(
+    root: Path, files: Files, random_bytes: Callable[[int], bytes] = os.urandom, quarantine: Path | None = None
+) -> WriterDirectory:
     """The directory of the lowest number whose lock can be had, made when there is none. Raises OSError."""
     for number in range(1, WRITERS_MAX + 1):
-        directory = _take(root / str(number), number, files, random_bytes)
+        directory = _take(root / str(number), number, files, random_bytes, quarantine)
         if directory is not None:
             return directory
     raise StartRefused(f"{root}: all of {WRITERS_MAX} writers' directories are taken")
 
 
-def take_idle_directories(root: Path, files: Files) -> list[WriterDirectory]:
+def take_idle_directories(root: Path, files: Files, quarantine: Path | None = None) -> list[WriterDirectory]:
     """The directories that are there and that no writer holds, locked. Raises OSError."""
     numbers = writer_numbers(root)
-    taken = (_take(root / str(number), number, files, os.urandom) for number in numbers)
+    taken = (_take(root / str(number), number, files, os.urandom, quarantine) for number in numbers)
     return [directory for directory in taken if directory is not None]
 
 
@@ -119,7 +122,9 @@ def remove_oldest(path: Path, number: SegmentNumber, files: Files) -> None:
     files.sync_dir(path)
 
 
-def _take(path: Path, number: int, files: Files, random_bytes: Callable[[int], bytes]) -> WriterDirectory | None:
+def _take(
+    path: Path, number: int, files: Files, random_bytes: Callable[[int], bytes], quarantine: Path | None
+) -> WriterDirectory | None:
     files.make_dir(path)
     # An earlier life may have made them and died before their entries were flushed.
     for above in (path.parent, path.parent.parent):
@@ -131,17 +136,19 @@ def _take(path: Path, number: int, files: Files, random_bytes: Callable[[int], b
         os.close(lock)
         return None
     try:
-        directory = _id_or_new(path, files, random_bytes)
+        directory = _id_or_new(path, files, random_bytes, quarantine)
     except BaseException:
         os.close(lock)
         raise
     return WriterDirectory(path, number, directory, lock)
 
 
-def _id_or_new(path: Path, files: Files, random_bytes: Callable[[int], bytes]) -> DirectoryId:
+def _id_or_new(path: Path, files: Files, random_bytes: Callable[[int], bytes], quarantine: Path | None) -> DirectoryId:
     stored = _stored_id(path)
     if stored is not None:
         return stored
+    if quarantine is not None and (path / ID_NAME).exists():
+        copy_aside(path / ID_NAME, f"queue/{path.name}/{ID_NAME}", quarantine, "not a directory's id", files)
     directory = _id_of_segments(path) or DirectoryId(random_bytes(8))
     files.write_whole(path / ID_NAME, pack_id(directory))
     return directory

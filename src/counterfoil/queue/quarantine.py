@@ -46,7 +46,7 @@ class Quarantine:
     """Takes copies of damaged bytes; the note is written last, so where it stands the copy is whole."""
 
     def __init__(self, path: Path, files: Files, clock_ms: Callable[[], int] = wall_clock_ms) -> None:
-        self._path = path
+        self.path = path
         self._files = files
         self._clock_ms = clock_ms
         self._lock = threading.Lock()
@@ -63,9 +63,9 @@ class Quarantine:
 
     def _copy(self, position: FramePosition, segment: SegmentFile | None, end: int, reason: str) -> None:
         name = f"{position.directory.hex()}-{position.segment}-{position.offset}"
-        if (self._path / f"{name}.json").exists():
+        if (self.path / f"{name}.json").exists():
             return
-        self._files.make_dir(self._path)
+        self._files.make_dir(self.path)
         copied_bytes = 0 if segment is None else self._copy_bytes(segment, position.offset, end, name)
         note = Note(
             reason=reason,
@@ -76,13 +76,13 @@ class Quarantine:
             copied_bytes=copied_bytes,
             found_at_ms=self._clock_ms(),
         )
-        self._files.write_whole(self._path / f"{name}.json", msgspec.json.encode(note) + b"\n")
+        self._files.write_whole(self.path / f"{name}.json", msgspec.json.encode(note) + b"\n")
 
     def _copy_bytes(self, segment: SegmentFile, offset: int, end: int, name: str) -> int:
         end = min(end, segment.size())
         if end <= offset:
             return 0
-        target = self._path / f"{name}.bytes"
+        target = self.path / f"{name}.bytes"
         if target.exists():
             self._files.remove(target)  # A crash cut this copy short, or there would be a note.
         descriptor = self._files.create(target)

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from counterfoil.aside import copy_aside
 from counterfoil.errors import FrameDamaged
 from counterfoil.files import Files
 from counterfoil.positions import SegmentNumber
@@ -59,6 +60,8 @@ class Scan(msgspec.Struct, frozen=True):
 def close_leftovers(directory: WriterDirectory, files: Files, quarantine: Quarantine) -> Left:
     """Flush and close what an earlier life left; the directory's lock is held. Raises OSError, StartRefused."""
     published = PublishedView(directory.published_path, directory.id).place()
+    if published is None:
+        _copy_published_aside(directory, files, quarantine)
     numbers = segment_numbers(directory.path)
     highest = max([*numbers, *([published.segment] if published is not None else [])], default=SegmentNumber(0))
     proven = published.segment if published is not None else SegmentNumber(0)
@@ -84,7 +87,7 @@ def recover_idle(root: Path, files: Files, quarantine: Path, *, clock_ms: Callab
     For a pipeline that starts where fewer gateway workers run than before, or none. Call it before the workers start:
     a worker passes by a directory that is held just then. Raises OSError, StartRefused.
     """
-    for directory in take_idle_directories(root, files):
+    for directory in take_idle_directories(root, files, quarantine):
         try:
             left = close_leftovers(directory, files, Quarantine(quarantine, files, clock_ms))
             if left.newest:
@@ -177,6 +180,17 @@ def _set_stray_aside(segment: SegmentFile, reason: str, files: Files, quarantine
         log.error("queue.segment_not_set_aside", segment=segment.number, errno=error.errno)
     else:
         log.warning("queue.segment_set_aside", segment=segment.number, reason=reason)
+
+
+def _copy_published_aside(directory: WriterDirectory, files: Files, quarantine: Quarantine) -> None:
+    """Of zeros it is one that was just made, and no damage."""
+    path = directory.published_path
+    try:
+        if path.exists() and any(path.read_bytes()):
+            name = f"queue/{directory.path.name}/{path.name}"
+            copy_aside(path, name, quarantine.path, "names no place that is durable", files)
+    except OSError as error:
+        log.error("queue.file_not_set_aside", file=path.name, errno=error.errno)
 
 
 def _flush(path: Path, files: Files) -> bool:

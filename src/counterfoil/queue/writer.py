@@ -118,7 +118,7 @@ class SegmentWriter:
         Where no segment can be begun it refuses until one can. `observe` is called from the flush thread, once a
         flush. Raises OSError, StartRefused.
         """
-        directory = take_directory(root, files)
+        directory = take_directory(root, files, quarantine=quarantine)
         try:
             left = close_leftovers(directory, files, Quarantine(quarantine, files, clock_ms))
         except BaseException:

@@ -1,0 +1,130 @@
+"""What is damaged on disk while the server stands still, and what the whole server makes of it when it starts again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.e2e.server import TOKEN, Server, running, until
+
+FIRST, LATER = 40, 5
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of a server that delivered FIRST rows and was killed."""
+    server = Server(tmp_path_factory.mktemp("stopped"))
+    with running(server):
+        for number in range(FIRST):
+            send(server, f"first-{number}")
+        server.rows_of(*(f"first-{number}" for number in range(FIRST)))
+        server.settle_down()
+        server.kill()
+    return server.directory / "data"
+
+
+@pytest.fixture
+def server(stopped: Path, tmp_path: Path) -> Server:
+    """A server that is not started yet, on a copy of that directory."""
+    copy = Server(tmp_path / "server")
+    shutil.copytree(stopped, copy.directory / "data")
+    return copy
+
+
+def send(server: Server, distinct_id: str) -> None:
+    """Send one row, which must be acknowledged."""
+    row = {"token": TOKEN, "event": "Purchase", "distinctId": distinct_id}
+    assert httpx.post(f"{server.url}/track", json=row, timeout=30).json()["success"]
+
+
+def send_later(server: Server) -> list[str]:
+    """Send LATER more rows; their distinctIds."""
+    names = [f"later-{number}" for number in range(LATER)]
+    for name in names:
+        send(server, name)
+    return names
+
+
+def one(server: Server, pattern: str) -> Path:
+    """The largest file of the data directory that fits."""
+    return max((server.directory / "data").glob(pattern), key=lambda path: path.stat().st_size)
+
+
+def flip(path: Path) -> bytes:
+    """Change a bit in the middle; what the file holds then."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+    return bytes(data)
+
+
+def held_reason(server: Server) -> str:
+    """What the state says must be done for the pipeline."""
+
+    def found() -> str | None:
+        for process in server.status()["processes"]:
+            if process["state"] == "held":
+                return str(process["conditions"]["held"])
+        return None
+
+    return until(found, "the pipeline is held")
+
+
+def quarantined(server: Server) -> list[bytes]:
+    return [path.read_bytes() for path in (server.directory / "data" / "quarantine").glob("*.bytes")]
+
+
+def test_with_a_damaged_ledger_rows_are_taken(server: Server) -> None:
+    """The gateway goes on; the pipeline forms no group and says once what to do; so do state and audit."""
+    flip(one(server, "ledger/*.log"))
+    with running(server):
+        send_later(server)
+        reason = held_reason(server)
+        assert "changes that were flushed are gone" in reason
+        assert "counterfoil rebuild" in reason
+        assert [line["reason"] for line in server.log() if line["event"] == "pipeline.held"] == [reason]
+        assert len(server.rows()) == FIRST
+        server.run("audit", status=1)
+
+
+def test_an_id_that_nothing_tells_any_more(server: Server) -> None:
+    """Without an id rows are taken; nothing is delivered, because it would be delivered under another one."""
+    data = server.directory / "data"
+    (data / "id").unlink()
+    (data / "ledger.made").unlink()
+    shutil.rmtree(data / "ledger")
+    with running(server):
+        send_later(server)
+        assert "`id` is lost" in held_reason(server)
+        assert len(server.rows()) == FIRST
+    assert not (data / "id").exists()
+
+
+def test_what_stands_elsewhere_too_is_put_back(server: Server) -> None:
+    """Small files and all of run/ may be damaged at once: what has a meaning is put back, the damage set aside."""
+    data = server.directory / "data"
+    damaged = [flip(data / name) for name in ("id", "queue/1/id", "ledger.made")]
+    (data / "queue" / "1" / "flushed").write_bytes(b"\x17" * 128)
+    for name in ("committed", "IDENTITY", "rocksdict-config.json"):
+        (data / "ledger" / name).write_bytes(b"\xff" * 16)
+    for file in (data / "run").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"\xff" * 1000)
+    with running(server):
+        server.rows_of(*send_later(server))
+        server.settle_down()
+        assert len(server.rows()) == FIRST + LATER
+        server.run("audit")
+    assert {damaged[0], damaged[1], b"\x17" * 128} <= set(quarantined(server))
+
+
+def test_a_damaged_segment_of_what_was_delivered(server: Server) -> None:
+    """Delivered rows stay, later ones follow, the server starts as if nothing were."""
+    flip(one(server, "queue/1/*.seg"))
+    with running(server):
+        server.rows_of(*send_later(server))
+        server.settle_down()
+        assert len(server.rows()) == FIRST + LATER
