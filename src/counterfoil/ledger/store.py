@@ -147,7 +147,6 @@ class Store:
         else:
             noted = self._noted_commit()
             self._db = self._opened_to_read()
-            self.catch_up()
             try:
                 self._refuse_less_than(noted, self._db.latest_sequence_number())
             except BaseException:
@@ -173,13 +172,20 @@ class Store:
             raise LedgerUnusable(f"{self._path}: there is no ledger here")
         for left in range(_OPEN_TRIES - 1, -1, -1):
             try:
+                before = self._manifest()
                 self._scratch = tempfile.TemporaryDirectory(prefix="counterfoil-reader-")
-                return self._open_once(AccessType.secondary(self._scratch.name))
+                db = self._open_once(AccessType.secondary(self._scratch.name))
+                # As in `catch_up`; which reads the logs again, so it is left out where nothing is missing.
+                if self._manifest() != before:
+                    self._catch_up(db)
+                return db
             except LedgerUnusable:
                 # The writer may have removed a file between two looks of ours.
                 if not left:
                     raise
-        raise AssertionError
+            except FileNotFoundError:
+                continue
+        raise LedgerUnusable(f"{self._path}: it changes too fast to be read; try again")
 
     def _exists(self) -> bool:
         return (self._path / "CURRENT").exists()
@@ -320,10 +326,13 @@ class Store:
         files the manifest did not name yet: a batch would be missing among its neighbours. The writer says in the
         manifest what it flushed before it removes a log; so when that did not change meanwhile, nothing is missing.
         """
+        self._catch_up(self._db)
+
+    def _catch_up(self, db: Rdict) -> None:
         for _ in range(_CATCH_UP_TRIES):
             try:
                 before = self._manifest()
-                self._db.try_catch_up_with_primary()
+                db.try_catch_up_with_primary()
                 if self._manifest() == before:
                     return
             except FileNotFoundError:
