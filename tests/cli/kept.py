@@ -66,6 +66,7 @@ class Kept:
         try:
             lake.open()
             for group in ledger.groups(0, 1000):
+                assert isinstance(group, Group)
                 rows = list(self._rows(group))
                 receipt = lake.deliver(Delivery(group.number, group.number, rows))
                 ledger.record_delivery(

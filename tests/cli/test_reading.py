@@ -45,6 +45,7 @@ def test_a_delivered_row_is_traced_to_its_commit(home: Path) -> None:
         "before": None,
         "behind_rows": None,
         "reason": None,
+        "sent_again": [],
     }
     assert row == {
         "source": "website",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from counterfoil.destinations.interface import DeliveredRow, Delivery, HeldRows, Receipt
+from counterfoil.destinations.interface import DeliveredRow, Delivery, HeldRows, Receipt, RefusedRow
 
 
 class Shelf:
@@ -29,6 +29,8 @@ class MemoryDestination:
         self.before: Callable[[Delivery], None] = lambda _: None
         self.after: Callable[[Delivery], None] = lambda _: None
         self.tending = 0
+        self.refuses: dict[str, str] = {}
+        """Reasons by distinctId; such rows are dead."""
 
     def open(self) -> Receipt | None:
         self.opened += 1
@@ -37,10 +39,15 @@ class MemoryDestination:
     def deliver(self, delivery: Delivery) -> Receipt:
         self.before(delivery)
         self.deliveries.append(delivery)
-        receipt = Receipt(
-            delivery.first_group, delivery.last_group, len(delivery.rows), str(len(self.shelf.receipts) + 1)
+        dead = tuple(
+            RefusedRow(row.seq, self.refuses[row.distinct_id])
+            for row in delivery.rows
+            if row.distinct_id in self.refuses
         )
-        self.shelf.rows += delivery.rows
+        taken = [row for row in delivery.rows if row.distinct_id not in self.refuses]
+        commit = str(len(self.shelf.receipts) + 1)
+        receipt = Receipt(delivery.first_group, delivery.last_group, len(taken), commit, dead)
+        self.shelf.rows += taken
         self.shelf.receipts.append(receipt)
         self.after(delivery)
         return receipt

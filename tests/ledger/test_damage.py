@@ -12,6 +12,7 @@ import pytest
 
 from counterfoil.errors import LedgerDamaged, LedgerUnusable, LedgerWriteFailed
 from counterfoil.ledger import Ledger
+from counterfoil.ledger.records import FORMAT_VERSION
 from counterfoil.ledger.store import COMMITTED, FACTS, Store
 from tests.ledger.test_ledger import LEDGER_ID, SETTINGS, one_row, opened
 
@@ -200,12 +201,16 @@ def test_a_ledger_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     """L6: what another version wrote is not read, and not written."""
     ledger = opened(tmp_path)
     batch = ledger._store.batch()
-    batch.put(FACTS, b"format", (3).to_bytes(2, "big"))
+    batch.put(FACTS, b"format", (FORMAT_VERSION + 1).to_bytes(2, "big"))
     ledger._store.write(batch)
     ledger.close()
-    with pytest.raises(LedgerUnusable, match="format version 3, this Counterfoil reads versions up to 2"):
+    with pytest.raises(
+        LedgerUnusable, match=f"format version {FORMAT_VERSION + 1}, this .* reads versions up to {FORMAT_VERSION}"
+    ):
         opened(tmp_path)
-    with pytest.raises(LedgerUnusable, match="format version 3, this Counterfoil reads versions up to 2"):
+    with pytest.raises(
+        LedgerUnusable, match=f"format version {FORMAT_VERSION + 1}, this .* reads versions up to {FORMAT_VERSION}"
+    ):
         Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
 
 

@@ -10,7 +10,7 @@ import pytest
 from counterfoil.contract.facts import RowFlag
 from counterfoil.destinations.interface import HeldRows
 from counterfoil.errors import DestinationDown
-from counterfoil.ledger import DamageRecord, DeadRow, Ledger, SourceCounts, seq_of
+from counterfoil.ledger import DamageRecord, DeadRow, Group, Ledger, SourceCounts, seq_of
 from counterfoil.ledger.store import FACTS, GROUPS, Store
 from counterfoil.pipeline import audit as audit_module
 from counterfoil.pipeline.audit import Audit, Difference, DifferenceKind, Held, HeldCount, audit
@@ -36,6 +36,7 @@ def delivered(ledger: Ledger, queue: MemoryQueue) -> list[int]:
     settler.step()
     ledger.record_delivery("lake", first_group=1, last_group=2, delivered_rows=4, commit="v1", at_ms=5)
     group = ledger.groups(0, 1)[0]
+    assert isinstance(group, Group)
     places = {frame.source: first for frame, first in group.parts()}
     return [
         seq_of(1, places["web"]),

@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest.mock import patch
 from uuid import UUID
 
+import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -17,7 +18,20 @@ from counterfoil import failpoints
 from counterfoil.contract.facts import RowFlag, Verdict, key_hash, key_prefix
 from counterfoil.destinations.interface import HeldRows
 from counterfoil.errors import FrameDamaged, LedgerWriteFailed
-from counterfoil.ledger import Ledger, Seq, SourceCounts, group_of, seq_of
+from counterfoil.ledger import (
+    ROWS_A_GROUP_MAX,
+    Cause,
+    DeadRow,
+    Group,
+    Ledger,
+    ResentGroup,
+    ResentRow,
+    RowCopy,
+    Seq,
+    SourceCounts,
+    group_of,
+    seq_of,
+)
 from counterfoil.ledger.settings import MIB, LedgerSettings
 from counterfoil.ledger.store import Batch, Store
 from counterfoil.pipeline.audit import Held, audit
@@ -49,6 +63,14 @@ some_rows = st.lists(
 )
 
 
+class Standing(msgspec.Struct):
+    """A row at a destination, as the toy thinks of it."""
+
+    last_seq: Seq
+    state: str
+    """pending, delivered, dead, dropped or skipped."""
+
+
 class Toy:
     """What a ledger would be if memory never ended and nothing ever crashed."""
 
@@ -61,6 +83,12 @@ class Toy:
         self.skipped: Counter[str] = Counter()
         self.meant: dict[str, set[int]] = {name: set() for name in DESTINATIONS}
         self.routed_by_group: dict[str, Counter[int]] = {name: Counter() for name in DESTINATIONS}
+        self.place_of: dict[int, tuple[str, RowPosition]] = {}
+        self.standing: dict[str, dict[Seq, Standing]] = {name: {} for name in DESTINATIONS}
+        """By first seq; of rows that a destination is through with."""
+        self.delivered: Counter[str] = Counter()
+        self.again: Counter[str] = Counter()
+        self.held: dict[str, set[Seq]] = {name: set() for name in DESTINATIONS}
 
     def settle(self, group: int, place: int, position: RowPosition, source: str, row: Row) -> Verdict:
         key = (source, row.distinct_id)
@@ -76,11 +104,34 @@ class Toy:
         self.history.setdefault(key, []).append((seq_of(group, place), position, verdict))
         self.counts.setdefault(source, Counter())[verdict] += 1
         if verdict is Verdict.NEW:
+            self.place_of[seq_of(group, place)] = source, position
             for name in DESTINATIONS:
                 if row.destinations is None or name in row.destinations:
                     self.routed_by_group[name][group] += 1
                     self.meant[name].add(seq_of(group, place))
         return verdict
+
+    def rows_of(self, group: Group | ResentGroup, name: str) -> list[tuple[Seq, Seq]]:
+        """First and new seq of each row that a group has for a destination."""
+        if isinstance(group, ResentGroup):
+            rows = group.rows if group.destination == name else ()
+            return [(row.first_seq, group.seq_at(place)) for place, row in enumerate(rows)]
+        return [(Seq(seq), Seq(seq)) for seq in sorted(self.meant[name]) if group_of(Seq(seq)) == group.number]
+
+    def resent(self, name: str, *states: str) -> list[ResentRow]:
+        """All rows in these states, as a group would name them: dead ones by their copies."""
+        return [
+            ResentRow(first, one.last_seq, None if one.state == "dead" else self.place_of[first][1], self.source(first))
+            for first, one in sorted(self.standing[name].items())
+            if one.state in states
+        ]
+
+    def source(self, first_seq: int) -> str:
+        return self.place_of[first_seq][0]
+
+    def copy(self, seq: int) -> RowCopy:
+        source, position = self.place_of[seq]
+        return RowCopy(source, position, 1, bytes(16), RowFlag(0), None, None, b"{}")
 
 
 class Crash(BaseException):
@@ -104,7 +155,6 @@ class Books(RuleBasedStateMachine):
         self.rows_of: dict[FramePosition, tuple[str, list[Row]]] = {}
         self.toy = Toy()
         self.settled: list[FramePosition] = []
-        self.delivered: Counter[str] = Counter()
         self.now_ms = 1_700_000_000_000
         self.running_s = 0.0
         self.damages = 0
@@ -166,6 +216,7 @@ class Books(RuleBasedStateMachine):
         assert sum(group.row_count for group in groups) == count
         for group in groups:
             assert group.number == before + 1
+            assert isinstance(group, Group)
             self.toy.settled_at_s.append(self.running_s)
             for frame, first in group.parts():
                 self.settled.append(frame.position)
@@ -208,23 +259,87 @@ class Books(RuleBasedStateMachine):
         if is_new:
             assert self.started_at(name) == (self.toy.gone if from_oldest else self.ledger.last_group())
 
-    @rule(name=st.sampled_from(DESTINATIONS), count=st.integers(1, 3))
-    def deliver(self, name: str, count: int) -> None:
+    @rule(name=st.sampled_from(DESTINATIONS), count=st.integers(1, 3), refused=st.sets(st.integers(0, 5)))
+    def deliver(self, name: str, count: int, refused: set[int]) -> None:
+        """Some groups are delivered; rows at these places among them are refused."""
         if name not in self.ledger.destinations():
             return
         cursor = self.ledger.cursor(name)
         groups = self.ledger.groups(cursor, count)
-        if groups:
-            rows = sum(self.toy.routed_by_group[name][group.number] for group in groups)
-            self.ledger.record_delivery(
-                name,
-                first_group=cursor + 1,
-                last_group=groups[-1].number,
-                delivered_rows=rows,
-                commit=f"c{groups[-1].number}",
-                at_ms=self.now_ms,
-            )
-            self.delivered[name] += rows
+        if not groups:
+            return
+        rows = [(first, seq, group) for group in groups for first, seq in self.toy.rows_of(group, name)]
+        dead = []
+        for place, (first, seq, group) in enumerate(rows):
+            self.toy.standing[name][first] = Standing(seq, "dead" if place in refused else "delivered")
+            if place not in refused:
+                self.toy.held[name].add(seq)
+                continue
+            # As deliver does it: a row that was sent from its copy has one already.
+            has_copy = isinstance(group, ResentGroup) and group.rows[seq % ROWS_A_GROUP_MAX].position is None
+            dead.append(DeadRow(seq, "refused", None if has_copy else self.toy.copy(first)))
+        self.ledger.record_delivery(
+            name,
+            first_group=cursor + 1,
+            last_group=groups[-1].number,
+            delivered_rows=len(rows) - len(dead),
+            dead=dead,
+            commit=f"c{groups[-1].number}",
+            at_ms=self.now_ms,
+        )
+        self.toy.delivered[name] += len(rows) - len(dead)
+
+    @rule(name=st.sampled_from(DESTINATIONS))
+    def retry(self, name: str) -> None:
+        """All dead letters are sent again, from their copies; what is no dead letter is left out."""
+        self.resend(name, Cause.RETRY, self.toy.resent(name, "dead"), "delivered", "dropped", "pending", "skipped")
+
+    @rule(remainder=st.integers(0, 3))
+    def replay(self, remainder: int) -> None:
+        """The lake loses some rows and gets exactly those back whose segment is kept; others are left out."""
+        rows = [row for row in self.toy.resent("lake", "delivered") if row.first_seq % 4 == remainder]
+        rows = [row for row in rows if self.is_kept(row)]
+        self.toy.held["lake"] -= {row.last_seq for row in rows}
+        self.resend("lake", Cause.REPLAY, rows, "dead", "dropped", "pending", "skipped")
+        self.toy.delivered["lake"] -= len(rows)
+
+    @rule()
+    def twice_on_purpose(self) -> None:
+        """The hook gets rows once more that it took; they count as routed once more."""
+        rows = [row for row in self.toy.resent("hook", "delivered") if self.is_kept(row)]
+        self.resend("hook", Cause.AGAIN, rows, "dead", "dropped", "pending", "skipped")
+        self.toy.again["hook"] += len(rows)
+
+    def is_kept(self, row: ResentRow) -> bool:
+        assert row.position is not None
+        return (row.position.frame.directory, row.position.frame.segment) in self.ledger.last_group_of()
+
+    def resend(self, name: str, cause: Cause, rows: list[ResentRow], *others: str) -> None:
+        if name not in self.ledger.destinations():
+            return
+        before = self.ledger.last_group()
+        named = [*rows, *rows, *self.toy.resent(name, *others)]
+        group = self.ledger.send_again(name, cause, named, at_ms=self.now_ms)
+        if not rows:
+            assert group is None
+            assert self.ledger.last_group() == before
+            return
+        assert group is not None
+        assert (group.number, list(group.rows)) == (before + 1, rows)
+        self.toy.settled_at_s.append(self.running_s)
+        for place, row in enumerate(rows):
+            self.toy.standing[name][row.first_seq] = Standing(group.seq_at(place), "pending")
+
+    @rule(name=st.sampled_from(DESTINATIONS), count=st.integers(1, 3))
+    def drop(self, name: str, count: int) -> None:
+        """Some dead letters are given up: they stay dead, and their copies go."""
+        if name not in self.ledger.destinations():
+            return
+        dead = [one for one in self.toy.standing[name].values() if one.state == "dead"][:count]
+        assert self.ledger.drop_dead(name, [one.last_seq for one in dead]) == len(dead)
+        assert self.ledger.drop_dead(name, [one.last_seq for one in dead]) == 0
+        for one in dead:
+            one.state = "dropped"
 
     @rule(unset=st.sets(st.sampled_from(DESTINATIONS), max_size=1), days=st.sampled_from([0, 0, 3]))
     def remove_what_is_over(self, unset: set[str], days: int) -> None:
@@ -272,7 +387,14 @@ class Books(RuleBasedStateMachine):
                 assert is_passed or name in unset
                 if not is_passed:
                     self.toy.skipped[name] += self.toy.routed_by_group[name][number]
+                    self.skip_resent(name, number)
         self.toy.gone = gone
+
+    def skip_resent(self, name: str, number: int) -> None:
+        for one in self.toy.standing[name].values():
+            if one.state == "pending" and group_of(one.last_seq) == number:
+                one.state = "skipped"
+                self.toy.skipped[name] += 1
 
     @rule(days=st.integers(-400, 400))
     def move_the_clock(self, days: int) -> None:
@@ -304,12 +426,17 @@ class Books(RuleBasedStateMachine):
         }
         assert {counts.source: counts for counts in books.sources} == expected
         for counts in books.destinations:
-            routed = self.toy.routed_by_group[counts.destination]
-            assert counts.routed == sum(n for group, n in routed.items() if group > counts.start_group)
-            assert counts.delivered == self.delivered[counts.destination]
-            assert counts.skipped == self.toy.skipped[counts.destination]
+            name = counts.destination
+            routed = self.toy.routed_by_group[name]
+            states = Counter(one.state for one in self.toy.standing[name].values())
+            meant = sum(n for group, n in routed.items() if group > counts.start_group)
+            assert counts.routed == meant + self.toy.again[name]
+            assert counts.delivered == self.toy.delivered[name]
+            assert counts.dead == states["dead"] + states["dropped"]
+            assert counts.skipped == self.toy.skipped[name]
             first_pending = max(counts.cursor, self.toy.gone) + 1
-            assert counts.pending == sum(n for group, n in routed.items() if group >= first_pending)
+            waits = sum(n for group, n in routed.items() if group >= first_pending)
+            assert counts.pending == waits + states["pending"]
         assert len(self.settled) == len(set(self.settled))
 
     @precondition(lambda self: hasattr(self, "ledger"))
@@ -333,12 +460,28 @@ class Books(RuleBasedStateMachine):
     @invariant()
     def no_kept_group_names_a_segment_that_is_gone(self) -> None:
         for group in self.ledger.groups(0, 1_000_000):
-            for frame in group.frames:
-                if frame.position not in self.queue.damaged:
+            for position in group.frame_positions():
+                if position not in self.queue.damaged:
                     with contextlib.suppress(FrameDamaged):
-                        assert self.queue.fetch(frame.position).position == frame.position
+                        assert self.queue.fetch(position).position == position
                         continue
-                    raise AssertionError(f"{frame.position} is gone")
+                    raise AssertionError(f"{position} is gone")
+
+    @precondition(lambda self: hasattr(self, "ledger"))
+    @invariant()
+    def every_dead_letter_has_its_copy(self) -> None:
+        """A dead letter for each dead row under its last seq; a copy as long as the row may be sent from it."""
+        for name in self.ledger.destinations():
+            standing = self.toy.standing[name]
+            letters = {letter.seq: letter.first_seq for letter in self.ledger.dead_letters(name)}
+            assert letters == {
+                one.last_seq: first for first, one in standing.items() if one.state in ("dead", "dropped")
+            }
+            for first, one in standing.items():
+                chain = list(self.ledger.resendings(name, first))
+                assert (chain[-1].seq if chain else first) == one.last_seq
+                is_kept = one.state == "dead" or (one.state == "pending" and chain[-1].cause is Cause.RETRY)
+                assert self.ledger.copy_of(name, first) == (self.toy.copy(first) if is_kept else None)
 
     def started_at(self, name: str) -> int:
         return next(each.start_group for each in self.ledger.books().destinations if each.destination == name)
@@ -350,18 +493,20 @@ class Books(RuleBasedStateMachine):
             self.step()
         assert set(self.settled) == set(self.rows_of)
         assert self.ledger.books().damaged_frames == self.damages
-        found = audit(self.ledger, self.queue, {name: self.held_by(name) for name in self.ledger.destinations()})
+        # The hook can't be asked what it holds.
+        held = {name: self.held_by(name) for name in self.ledger.destinations() if name == "lake"}
+        found = audit(self.ledger, self.queue, held)
         assert found.is_balanced, found.differences
 
     def held_by(self, name: str) -> Held:
         """A destination that holds what the toy says was delivered to it."""
 
         def held(first_seq: int, last_seq: int) -> list[HeldRows]:
+            first_of = {one.last_seq: first for first, one in self.toy.standing[name].items()}
             return [
-                HeldRows(source, [seq], [distinct_id])
-                for (source, distinct_id), history in self.toy.history.items()
-                for seq, _, verdict in history
-                if verdict is Verdict.NEW and seq in self.toy.meant[name] and first_seq <= seq <= last_seq
+                HeldRows(self.toy.source(first_of[seq]), [seq], ["some"])
+                for seq in self.toy.held[name]
+                if first_seq <= seq <= last_seq
             ]
 
         return held

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from counterfoil.contract.facts import RowFlag
+from counterfoil.contract.facts import RowFlag, key_hash, key_prefix
 from counterfoil.destinations.interface import Delivery, Receipt, RefusedRow
 from counterfoil.destinations.settings import MIB, DeliverySettings
 from counterfoil.errors import DestinationDown, DestinationRefused, LedgerWriteFailed
-from counterfoil.ledger import DestinationCounts, Ledger, group_of
+from counterfoil.ledger import Cause, DestinationCounts, Ledger, ResentRow, group_of, seq_of
 from counterfoil.pipeline.deliver import (
     BACKOFF_SECONDS_MAX,
     BACKOFF_SECONDS_MIN,
@@ -26,7 +26,7 @@ from counterfoil.pipeline.deliver import (
 )
 from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.pipeline.settle import Settler
-from counterfoil.positions import DirectoryId
+from counterfoil.positions import DirectoryId, RowPosition
 from tests.destinations.memory import MemoryDestination, Shelf
 from tests.pipeline.frames import MemoryQueue, Row
 
@@ -189,6 +189,108 @@ class TestRows:
         (letter,) = house.ledger.dead_letters("shelf")
         assert (letter.seq, letter.reason) == (65_537, "sqlstate_22001 email")
         assert (house.counts().delivered, house.counts().pending) == (2, 0)
+
+
+class TestSendingAgain:
+    """Groups that send rows once more."""
+
+    def named(self, house: House, distinct_id: str) -> ResentRow:
+        """A dead row, named as a retry names it."""
+        row = key_hash(key_prefix("web"), distinct_id)
+        (found,) = house.ledger.lookup(row)
+        chain = list(house.ledger.resendings("shelf", found.seq))
+        return ResentRow(found.seq, chain[-1].seq if chain else found.seq, None, "web")
+
+    def test_a_retried_row_is_delivered_from_its_copy(self, house: House) -> None:
+        """It needs no frame any more, comes under its new seq, and its copy goes when it is there."""
+        house.settle("a", "b", "c")
+        house.destination.refuses["b"] = "sqlstate_22001"
+        house.deliverer.open()
+        house.step()
+        house.queue.damaged.add(house.queue.frames[WRITER][0].position)
+        house.destination.refuses.clear()
+        row = self.named(house, "b")
+        group = house.ledger.send_again("shelf", Cause.RETRY, [row], at_ms=7)
+        assert group is not None
+        assert (house.counts().dead, house.counts().pending) == (0, 1)
+        house.step()
+        assert house.destination.ids() == ["a", "c", "b"]
+        again = house.destination.shelf.rows[-1]
+        assert (again.seq, again.first_seq, again.received_at_ms) == (group.seq_at(0), row.first_seq, 1)
+        assert (house.counts().delivered, house.counts().dead, house.counts().pending) == (3, 0, 0)
+        assert house.ledger.copy_of("shelf", row.first_seq) is None
+
+    def test_a_retried_row_that_dies_again_may_be_retried_again(self, house: House) -> None:
+        """It is a dead letter under its new seq, and its copy stays."""
+        house.settle("a")
+        house.destination.refuses["a"] = "nul:email"
+        house.deliverer.open()
+        house.step()
+        for _ in range(2):
+            assert house.ledger.send_again("shelf", Cause.RETRY, [self.named(house, "a")], at_ms=7) is not None
+            house.step()
+        (letter,) = house.ledger.dead_letters("shelf")
+        assert (letter.first_seq, letter.seq, letter.reason) == (seq_of(1, 0), seq_of(3, 0), "nul:email")
+        assert house.counts().dead == 1
+        house.destination.refuses.clear()
+        assert house.ledger.send_again("shelf", Cause.RETRY, [self.named(house, "a")], at_ms=7) is not None
+        house.step()
+        assert house.destination.ids() == ["a"]
+        assert [each.reason for each in house.ledger.resendings("shelf", seq_of(1, 0))] == ["nul:email"] * 3
+
+    def test_a_replayed_row_is_read_from_the_queue(self, house: House) -> None:
+        """By its position; where its frame is damaged it is dead as such, and has no copy."""
+        house.settle("a", "b")
+        house.settle("c")
+        house.deliverer.open()
+        house.step()
+        house.destination.shelf.rows.clear()
+        positions = [RowPosition(house.queue.frames[WRITER][n].position, index) for n, index in [(0, 1), (1, 0)]]
+        rows = [
+            ResentRow(seq, seq, position, "web")
+            for seq, position in zip([seq_of(1, 1), seq_of(2, 0)], positions, strict=True)
+        ]
+        group = house.ledger.send_again("shelf", Cause.REPLAY, rows, at_ms=7)
+        assert group is not None
+        assert set(house.ledger.last_group_of().values()) == {group.number}
+        house.queue.damaged.add(positions[1].frame)
+        house.step()
+        assert house.destination.ids() == ["b"]
+        (letter,) = house.ledger.dead_letters("shelf")
+        assert (letter.first_seq, letter.reason) == (seq_of(2, 0), "damaged")
+        assert house.ledger.copy_of("shelf", letter.first_seq) is None
+        assert (house.counts().delivered, house.counts().dead, house.counts().pending) == (2, 1, 0)
+
+    def test_another_destination_passes_over_it(self, ledger: Ledger, queue: MemoryQueue) -> None:
+        """A group is for the destination that it names, and moves every other's cursor."""
+        first, second = House(ledger, queue, MemoryDestination()), House(ledger, queue, MemoryDestination("second"))
+        first.settle("a")
+        first.destination.refuses["a"] = "no"
+        for house in (first, second):
+            house.deliverer.open()
+            house.step()
+        assert ledger.send_again("shelf", Cause.RETRY, [self.named(first, "a")], at_ms=7) is not None
+        second.step()
+        second.now += EMPTY_SECONDS
+        second.step()
+        assert second.destination.ids() == ["a"]
+        assert (second.counts().cursor, second.counts().pending) == (2, 0)
+
+    def test_what_the_ledger_missed_of_it_is_recorded(self, house: House) -> None:
+        """A crash between commit and cursor: the row was delivered, and its copy goes."""
+        house.settle("a")
+        house.destination.refuses["a"] = "no"
+        house.deliverer.open()
+        house.step()
+        house.destination.refuses.clear()
+        assert house.ledger.send_again("shelf", Cause.RETRY, [self.named(house, "a")], at_ms=7) is not None
+        house.destination.after = failing(1, DestinationDown("lost"))
+        with pytest.raises(DestinationDown):
+            house.step()
+        house.deliverer.open()
+        assert house.destination.ids() == ["a"]
+        assert (house.counts().delivered, house.counts().dead, house.counts().pending) == (1, 0, 0)
+        assert house.ledger.copy_of("shelf", seq_of(1, 0)) is None
 
 
 class TestBatches:

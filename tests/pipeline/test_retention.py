@@ -13,9 +13,10 @@ import msgspec
 import pytest
 
 from counterfoil.contract.facts import RowFlag
+from counterfoil.errors import LedgerUnusable
 from counterfoil.failpoints import VARIABLE
 from counterfoil.files import RealFiles
-from counterfoil.ledger import AgeMark, GroupNumber, Ledger, SourceCounts
+from counterfoil.ledger import AgeMark, DeadRow, GroupNumber, Ledger, SourceCounts, seq_of
 from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.pipeline.audit import audit
 from counterfoil.pipeline.retention import AGE_SLACK_MS, Retention, RetentionFacts, RetentionPlan, plan_retention
@@ -258,26 +259,37 @@ def test_a_clock_that_was_a_year_ahead_keeps_nothing_for_a_year(house: House) ->
 
 
 def test_a_ledger_of_the_first_format_is_read(tmp_path: Path) -> None:
-    """Segments that groups of an older ledger name are known as named: none of them goes too early."""
+    """Segments that groups of an older ledger name are known as named, and its dead letters and counts are kept."""
+    from counterfoil.ledger.store import DEAD
     from counterfoil.ledger.store import FACTS as FAMILY
 
     ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="write")
+    ledger.register_destination("lake")
     house = House(ledger)
     house.settle(Row("a"))
     house.settle(Row("b"), segment=True)
     house.settle(Row("c"), segment=True)
+    dead = DeadRow(seq_of(1, 0), "sqlstate_22001")
+    ledger.record_delivery("lake", first_group=1, last_group=1, delivered_rows=0, dead=[dead], commit="", at_ms=5)
+    (letter,), books = ledger.dead_letters("lake"), ledger.books()
     named = ledger.last_group_of()
     batch = ledger._store.batch()
+    for name in ledger.destinations():
+        key = b"destination/" + name.encode()
+        packed = ledger._store.get(FAMILY, key)
+        assert packed is not None
+        batch.put(FAMILY, key, packed[:-8])
+    batch.put(DEAD, b"lake\0" + letter.seq.to_bytes(8, "big"), (5).to_bytes(8, "big") + b"sqlstate_22001")
     for directory, number in named:
         batch.delete(FAMILY, b"segment/" + directory + number.to_bytes(4, "big"))
     batch.put(FAMILY, b"format", (1).to_bytes(2, "big"))
     ledger._store.write(batch)
     ledger.close()
-    with_reader = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="read")
-    assert with_reader.last_group() == 3
-    with_reader.close()
+    with pytest.raises(LedgerUnusable, match="format version 1; start the server once"):
+        Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="read")
     for _ in range(2):
         ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="write")
+        assert (list(ledger.dead_letters("lake")), ledger.books()) == ([letter], books)
         assert ledger.last_group_of() == named == {(WRITER, SegmentNumber(n)): n for n in (1, 2, 3)}
         ledger.close()
 
@@ -313,8 +325,8 @@ def delivered(ledger: Ledger, last_group: int) -> None:
 def is_whole(root: Path, ledger: Ledger, queue: QueueReader) -> bool:
     """Whether the books balance, every kept group's frames are there, and every row is known."""
     for group in ledger.groups(0, 1000):
-        for frame in group.frames:
-            queue.fetch(frame.position)
+        for position in group.frame_positions():
+            queue.fetch(position)
     return audit(ledger, queue).is_balanced
 
 
@@ -379,7 +391,7 @@ def test_no_group_names_a_segment_that_is_removed(tmp_path: Path) -> None:
 
     def remove(path: Path) -> None:
         # The groups' batch is flushed by now, whatever the disk keeps of this removal.
-        kept_at.append(ledger.groups(0, 1)[0].frames[0].position.segment)
+        kept_at.append(next(ledger.groups(0, 1)[0].frame_positions()).segment)
         removed(path)
 
     files.remove = remove  # type: ignore[method-assign]

@@ -11,6 +11,7 @@ from counterfoil.cli.options import ConfigOption, JsonOption
 from counterfoil.cli.printing import iso_utc, print_json, print_line
 
 if TYPE_CHECKING:
+    from counterfoil.ledger import Resending
     from counterfoil.pipeline.trace import TracedDelivery, TracedRow
 
 
@@ -77,6 +78,16 @@ def delivery_facts(delivery: TracedDelivery) -> dict[str, Any]:
         "commit": delivery.commit,
         "behind_rows": delivery.behind_rows,
         "reason": delivery.reason,
+        "sent_again": [
+            {
+                "cause": each.cause.name.lower(),
+                "group": each.group,
+                "seq": each.seq,
+                "died_at": iso_utc(each.died_at_ms),
+                "reason": each.reason,
+            }
+            for each in delivery.resendings
+        ],
     }
 
 
@@ -94,7 +105,8 @@ def _print_row(row: TracedRow) -> None:
     if row.position is not None:
         print_line(f"  lies at    {row.position}")
     for delivery in row.deliveries:
-        print_line(f"  {delivery.destination:<10} {_delivery_text(delivery)}")
+        earlier = "".join(f"{_resending_text(each)}; " for each in delivery.resendings)
+        print_line(f"  {delivery.destination:<10} {earlier}{_delivery_text(delivery)}")
 
 
 _VERDICTS = {
@@ -104,6 +116,19 @@ _VERDICTS = {
     "conflict": "conflict: an earlier row has the same distinctId and other content, and stays",
     "blocked": "blocked: its event is not on the source's allowlist",
     "test": "test: it came with the test token, and is not delivered",
+}
+
+
+def _resending_text(each: Resending) -> str:
+    was = f"dead {iso_utc(each.died_at_ms)}: {each.reason}, " if each.reason else ""
+    return f"{was}{_CAUSES[each.cause.name.lower()]} in group {each.group}"
+
+
+_CAUSES = {
+    "retry": "retried",
+    "replay": "replayed, because it was not there any more,",
+    "again": "sent again on purpose",
+    "replacement": "replaced by its repeat",
 }
 
 

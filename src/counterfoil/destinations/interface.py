@@ -48,6 +48,8 @@ class DeliveredRow(msgspec.Struct, frozen=True, gc=False):
     identity_context: str | None = None
     extra: str | None = None
     """The fields that the contract does not know, by their names."""
+    first_seq: int | None = None
+    """The `seq` it had when it was settled, where this one is of a time it is sent again."""
 
 
 class Delivery(msgspec.Struct, frozen=True):

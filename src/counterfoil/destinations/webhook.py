@@ -9,8 +9,9 @@ A request's body, with one entry of `rows` a row (the fields that a row lacks ar
                "identityContext": {…}, "extra": {…}}]}
 
 Headers: `webhook-id`, `webhook-timestamp`, `webhook-signature` (`v1,` and the base64 HMAC-SHA256 of id, timestamp and
-body with dots between). A row's `id` never changes, so a receiver that remembers it makes "at least once" into once;
-`webhook-id` names the request by its rows, and is the same when the same rows are sent again.
+body with dots between). A row's `id` never changes, not when it is sent again under another `seq`, so a receiver that
+remembers it makes "at least once" into once; `webhook-id` names the request by its rows, and is the same when the same
+rows are sent again after a failure.
 
     answer                              what it means
     2xx                                 taken
@@ -222,7 +223,7 @@ class _Progress:
 
 def _posted(row: DeliveredRow, ledger_id: UUID) -> PostedRow:
     return PostedRow(
-        id=f"{ledger_id}:{row.seq}",
+        id=f"{ledger_id}:{row.seq if row.first_seq is None else row.first_seq}",
         seq=row.seq,
         source=row.source,
         received_at=row.received_at_ms,

@@ -2,8 +2,8 @@
 
 Promises, each with its test:
 
-    L1. What one call of `record`, `record_delivery` or `register_destination` writes is there whole or not at all, and
-        on disk when the call returns.
+    L1. What one call of `record`, `record_delivery`, `register_destination`, `send_again` or `drop_dead` writes is
+        there whole or not at all, and on disk when the call returns.
     L2. Groups are numbered from 1 without a gap, in the order they were settled; a number never names other rows.
     L3. For each source accepted = new + duplicate + conflict + blocked + test; for each destination
         routed = delivered + dead + skipped + pending (promise P4); also after groups are gone, from their balances.
@@ -11,9 +11,12 @@ Promises, each with its test:
     L5. The ledger's time never goes back.
     L6. Another queue's ledger, and one of a format this version does not know, is refused before anything is written.
     L7. A reader in another process sees one moment of the ledger, whole batches only.
+    L8. A row that is sent again leaves what it was and is pending in one step; what is no longer what its cause says
+        is left out. The copy of a dead row is there from its death until it is delivered or dropped.
 
-`ledger.py` is the ledger, `records.py` its facts and their bytes, `generations.py` how the seen index forgets,
-`kept.py` which groups are kept, `carried.py` what stays of those that are gone, `store.py` RocksDB.
+`ledger.py` is the ledger, `destinations.py` the destinations' side of it, `records.py` its facts and their bytes,
+`resent.py` those of rows that are sent again, `generations.py` how the seen index forgets, `kept.py`
+which groups are kept, `carried.py` what stays of those that are gone, `store.py` RocksDB.
 """
 
 from counterfoil.ledger.carried import Carried, CarriedDestination
@@ -32,6 +35,7 @@ from counterfoil.ledger.records import (
     GroupFrame,
     GroupNumber,
     RoutedCount,
+    RowCopy,
     Seq,
     Settled,
     SourceCounts,
@@ -40,13 +44,16 @@ from counterfoil.ledger.records import (
     seq_of,
     unpack_seen,
 )
+from counterfoil.ledger.resent import AnyGroup, Cause, Resending, ResentGroup, ResentRow
 
 __all__ = [
     "ROWS_A_GROUP_MAX",
     "AgeMark",
+    "AnyGroup",
     "Books",
     "Carried",
     "CarriedDestination",
+    "Cause",
     "DamageRecord",
     "DeadLetter",
     "DeadRow",
@@ -58,7 +65,11 @@ __all__ = [
     "GroupNumber",
     "Ledger",
     "Mode",
+    "Resending",
+    "ResentGroup",
+    "ResentRow",
     "RoutedCount",
+    "RowCopy",
     "Seq",
     "Settled",
     "SourceCounts",

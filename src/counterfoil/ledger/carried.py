@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from counterfoil.ledger.records import DeliveryRecord, DestinationState, Group, GroupNumber, RoutedCount, SourceCounts
+from counterfoil.ledger.records import DeliveryRecord, DestinationState, GroupNumber, RoutedCount, SourceCounts
+from counterfoil.ledger.resent import AnyGroup, Cause, ResentGroup
 from counterfoil.positions import DirectoryId, FramePosition
 
 _DESTINATION = struct.Struct(">QQQQQ")
@@ -94,7 +95,7 @@ class Carried(msgspec.Struct, frozen=True):
 
 def carry_forward(
     carried: Carried,
-    groups: Sequence[Group],
+    groups: Sequence[AnyGroup],
     destinations: Mapping[str, DestinationState],
     deliveries: Iterable[DeliveryRecord],
     at_ms: int,
@@ -109,6 +110,9 @@ def carry_forward(
     )
     ends = dict(carried.ends)
     for group in groups:
+        if isinstance(group, ResentGroup):
+            # Its rows came in with an earlier group.
+            continue
         for counts in group.source_counts():
             sources[counts.source] = sources.get(counts.source, SourceCounts(counts.source)).plus(counts)
         for count in group.routed:
@@ -133,7 +137,7 @@ def carry_forward(
 
 
 def _pass_groups(
-    side: CarriedDestination, name: str, state: DestinationState, groups: Sequence[Group]
+    side: CarriedDestination, name: str, state: DestinationState, groups: Sequence[AnyGroup]
 ) -> CarriedDestination:
     meant = [(group.number, group.routed_to(name)) for group in groups if group.number > state.start_group]
     skipped = [(number, rows) for number, rows in meant if number > state.cursor]
@@ -143,9 +147,17 @@ def _pass_groups(
         if spans and spans[-1][1] + 1 == first:
             first, spans = spans[-1][0], spans[:-1]
         spans = (*spans, (first, last))
+    left = dict.fromkeys(Cause, 0)
+    for group in groups:
+        if isinstance(group, ResentGroup):
+            left[group.cause] += group.routed_to(name)
+    # Rows that were sent again left what they had been, and were routed before.
+    resent = sum(left.values())
     return msgspec.structs.replace(
         side,
-        routed=side.routed + sum(rows for _, rows in meant),
+        routed=side.routed + sum(rows for _, rows in meant) - resent + left[Cause.AGAIN],
+        delivered=side.delivered - left[Cause.REPLAY],
+        dead=side.dead - left[Cause.RETRY] - left[Cause.REPLACEMENT],
         skipped=side.skipped + sum(rows for _, rows in skipped),
         skipped_groups=spans,
     )

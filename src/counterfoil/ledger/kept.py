@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from counterfoil.ledger.carried import Carried, CarriedDestination
-from counterfoil.ledger.records import Group, GroupNumber, RoutedCount, SourceCounts, pack_counts, unpack_counts
+from counterfoil.ledger.records import GroupNumber, RoutedCount, SourceCounts, pack_counts, unpack_counts
 from counterfoil.ledger.store import FACTS, GROUPS, Batch
 from counterfoil.positions import DirectoryId, FramePosition, SegmentNumber
 
@@ -73,11 +73,17 @@ class Kept:
         last, at_ms = _GONE_VALUE.unpack(facts[_GONE]) if _GONE in facts else (0, 0)
         self.carried = Carried(GroupNumber(last), at_ms, sources, tuple(routed), destinations, ends)
 
-    def put_group(self, batch: Batch, group: Group) -> dict[Segment, GroupNumber]:
-        """Note in the group's batch which segments it names; what to add to `last_group_of` when that is written."""
-        named = dict.fromkeys(((f.position.directory, f.position.segment) for f in group.frames), group.number)
+    def put_named(
+        self, batch: Batch, frames: Iterable[FramePosition], number: GroupNumber
+    ) -> dict[Segment, GroupNumber]:
+        """Note in a group's batch which segments it names; what to add to `last_group_of` when that is written."""
+        named = dict.fromkeys(((frame.directory, frame.segment) for frame in frames), number)
         put_segments(batch, named)
         return named
+
+    def is_named(self, frame: FramePosition) -> bool:
+        """Whether a kept group holds the frame's segment."""
+        return (frame.directory, frame.segment) in self.last_group_of
 
     def put_carried(self, batch: Batch, carried: Carried) -> list[Segment]:
         """Remove groups that are kept, up to `carried.last_group`; the segments that no group names then."""

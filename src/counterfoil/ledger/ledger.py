@@ -12,7 +12,8 @@ The family `default` holds, big-endian:
     routed/SOURCE/SET                     new rows meant for a set of destinations (8); SET is the names joined by
                                           commas, empty for none, * for every destination
     reading/DIRECTORY                     where settle goes on reading (16)
-    destination/NAME                      start group, cursor, base, delivered, dead (8 each)
+    destination/NAME                      start group, cursor, base, delivered, dead, again (8 each)
+    resent/NAME/GROUP                     nothing; a group of rows sent again that is not delivered yet
     damage/POSITION                       bytes (8), reason; the position packed (16)
     segment/DIRECTORY NUMBER              the last group that names a frame of a segment (8)
     mark/GROUP                            time observed running (8) before which all groups up to this one were settled
@@ -37,6 +38,7 @@ from counterfoil.contract.facts import Verdict
 from counterfoil.errors import LedgerDamaged, LedgerUnusable, LedgerWriteFailed
 from counterfoil.files import RealFiles
 from counterfoil.ledger.carried import Carried, carry_forward
+from counterfoil.ledger.destinations import Destinations, upgrade_destinations
 from counterfoil.ledger.generations import (
     Generation,
     LedgerClock,
@@ -67,30 +69,35 @@ from counterfoil.ledger.records import (
     DestinationCounts,
     DestinationState,
     FoundRow,
-    Group,
     GroupNumber,
     RoutedCount,
+    RowCopy,
     Seq,
     Settled,
     SourceCounts,
     group_of,
     pack_counts,
     pack_damage,
-    pack_dead,
-    pack_delivery,
     pack_group,
     settled_at_ms,
     unpack_counts,
     unpack_damage,
-    unpack_dead,
-    unpack_delivery,
     unpack_group,
     unpack_repeat,
-    unpack_routed,
     unpack_seen,
 )
+from counterfoil.ledger.resent import (
+    AnyGroup,
+    Cause,
+    Resending,
+    ResentGroup,
+    ResentRow,
+    pack_resent,
+    rows_routed,
+    unpack_any,
+)
 from counterfoil.ledger.settings import LedgerSettings
-from counterfoil.ledger.store import DEAD, DELIVERIES, FACTS, GROUPS, Batch, Store, repeats_family, seen_family
+from counterfoil.ledger.store import FACTS, GROUPS, Batch, Store, repeats_family, seen_family
 from counterfoil.positions import DirectoryId, FramePosition
 
 Mode = Literal["write", "read"]
@@ -103,7 +110,6 @@ _GROUP = b"group"
 _SOURCE = b"source/"
 _ROUTED = b"routed/"
 _READING = b"reading/"
-_DESTINATION = b"destination/"
 _DAMAGE = b"damage/"
 
 _U16 = struct.Struct(">H")
@@ -144,7 +150,7 @@ class Ledger:
                 if made.exists():
                     raise LedgerDamaged(f"{path}: what the ledger held is gone")
                 _begin(store, ledger_id)
-            _check(store, path, ledger_id)
+            _check(store, path, ledger_id, is_writer=mode == "write")
             if mode == "write":
                 _upgrade(store)
             if mode == "write" and _made_id(made) != ledger_id:
@@ -189,7 +195,7 @@ class Ledger:
         self._sources: dict[str, SourceCounts] = {}
         self._routed: dict[_Routed, int] = {}
         self._reading: dict[DirectoryId, FramePosition] = {}
-        self._destinations: dict[str, DestinationState] = {}
+        self._destinations = Destinations(self._store, facts)
         self._damages: set[FramePosition] = set()
         self._kept = Kept(facts)
         for key, value in facts.items():
@@ -201,8 +207,6 @@ class Ledger:
             elif key.startswith(_READING):
                 position = FramePosition.unpack(value)
                 self._reading[position.directory] = position
-            elif key.startswith(_DESTINATION):
-                self._destinations[key[len(_DESTINATION) :].decode()] = DestinationState.unpack(value)
             elif key.startswith(_DAMAGE):
                 self._damages.add(FramePosition.unpack(key[len(_DAMAGE) :]))
 
@@ -250,10 +254,8 @@ class Ledger:
                 assert group.settled_at_ms >= clock.time_ms
                 last_group = group.number
                 clock = LedgerClock(group.settled_at_ms, clock.observed_ms)
-                batch.put(GROUPS, _U64.pack(group.number), pack_group(group))
-                batch.put(FACTS, _GROUP, _U64.pack(group.number))
-                batch.put(FACTS, _CLOCK, pack_clock(clock))
-                named = self._kept.put_group(batch, group)
+                self._put_group(batch, group.number, pack_group(group), clock)
+                named = self._kept.put_named(batch, group.frame_positions(), group.number)
             generation = self._generations[-1].number
             batch.put_all(seen_family(generation), settled.new_keys, settled.seen)
             batch.put_all(repeats_family(generation), settled.repeats, settled.repeat_verdicts)
@@ -332,33 +334,27 @@ class Ledger:
         assert groups[-1].number == last
         with self._lock:
             before = self._kept.carried
-            ended = [each for name in self._destinations for each in self._deliveries_within(name, before, last)]
-            carried = carry_forward(before, groups, self._destinations, ended, self._clock.time_ms)
+            ended = self._destinations.deliveries_within(before, last)
+            carried = carry_forward(before, groups, self._destinations.states, ended, self._clock.time_ms)
             batch = self._batch()
             unnamed = self._kept.put_carried(batch, carried)
-            for name in {each.destination for each in ended}:
-                batch.delete_range(DELIVERIES, _of_destination(name, 0), _of_destination(name, last + 1))
+            self._destinations.put_gone(batch, {each.destination for each in ended}, last)
             self._write(batch)
             self._kept.forget(carried, unnamed)
-
-    def _deliveries_within(self, name: str, before: Carried, last: int) -> Iterable[DeliveryRecord]:
-        for record in self._deliveries(name, before.of(name).delivered_to + 1):
-            if record.last_group > last:
-                return
-            yield record
+            self._destinations.forget(last)
 
     # What deliver reads and writes
 
-    def groups(self, after: int, count_max: int) -> list[Group]:
+    def groups(self, after: int, count_max: int) -> list[AnyGroup]:
         """Up to `count_max` groups with larger numbers than `after`, in order."""
         first = max(after + 1, self.carried().oldest_group)
         found = islice(self._store.items(GROUPS, _U64.pack(first)), count_max)
-        return [unpack_group(GroupNumber(_U64.unpack(key)[0]), value) for key, value in found]
+        return [unpack_any(GroupNumber(_U64.unpack(key)[0]), value) for key, value in found]
 
-    def group(self, number: int) -> Group | None:
+    def group(self, number: int) -> AnyGroup | None:
         """One group, or None when it is not kept."""
         packed = None if self.is_gone(number) else self._store.get(GROUPS, _U64.pack(number))
-        return None if packed is None else unpack_group(GroupNumber(number), packed)
+        return None if packed is None else unpack_any(GroupNumber(number), packed)
 
     def routed_between(self, name: str, after: int, before: int) -> int:
         """How many rows for a destination lie in the groups between two that are kept, both left out."""
@@ -367,14 +363,14 @@ class Ledger:
         for key, packed in self._store.items(GROUPS, _U64.pack(first)):
             if _U64.unpack(key)[0] >= before:
                 break
-            count += sum(routed.row_count for routed in unpack_routed(packed) if routed.is_for(name))
+            count += rows_routed(packed, name)
         return count
 
     def oldest_pending_ms(self, name: str) -> int | None:
         """When the oldest row was settled that a destination is still to take; None when there is none."""
         first = max(self.cursor(name) + 1, self.carried().oldest_group)
         for _, packed in self._store.items(GROUPS, _U64.pack(first)):
-            if any(routed.is_for(name) for routed in unpack_routed(packed)):
+            if rows_routed(packed, name):
                 return settled_at_ms(packed)
         return None
 
@@ -387,7 +383,7 @@ class Ledger:
     def destinations(self) -> tuple[str, ...]:
         """The names of all destinations that were ever registered, sorted."""
         with self._lock:
-            return tuple(sorted(self._destinations))
+            return self._destinations.names()
 
     def register_destination(self, name: str, *, from_oldest: bool = False) -> None:
         """Let a destination take part; one that is known already stays as it is.
@@ -395,21 +391,21 @@ class Ledger:
         A new one takes the rows that are settled from now on, or with `from_oldest` all that are kept.
         """
         with self._lock:
-            if name in self._destinations:
+            if name in self._destinations.states:
                 return
             carried = self._kept.carried
             start = carried.last_group if from_oldest else self._last_group
             earlier = carried.routed_to(name) if from_oldest else self._meant_for(name)
             state = DestinationState(start, start, earlier, 0, 0)
             batch = self._batch()
-            batch.put(FACTS, _DESTINATION + name.encode(), state.pack())
+            self._destinations.put_state(batch, name, state)
             self._write(batch)
-            self._destinations[name] = state
+            self._destinations.remember(name, state)
 
     def cursor(self, name: str) -> GroupNumber:
         """The last group that a destination is through with, by the ledger's copy; 0 is none."""
         with self._lock:
-            return self._destinations[name].cursor
+            return self._destinations.states[name].cursor
 
     def record_delivery(
         self,
@@ -430,28 +426,57 @@ class Ledger:
         """
         dead_rows, damaged_frames = tuple(dead), tuple(damages)
         with self._lock:
-            state = self._destinations[name]
-            assert first_group == state.cursor + 1
+            assert first_group == self._destinations.states[name].cursor + 1
             assert first_group <= last_group <= self._last_group
-            moved = DestinationState(
-                state.start_group,
-                GroupNumber(last_group),
-                state.base,
-                state.delivered + delivered_rows,
-                state.dead + len(dead_rows),
-            )
             record = DeliveryRecord(
                 name, GroupNumber(first_group), GroupNumber(last_group), delivered_rows, len(dead_rows), commit, at_ms
             )
             batch = self._batch()
-            batch.put(DELIVERIES, _of_destination(name, last_group), pack_delivery(record))
-            for row in dead_rows:
-                batch.put(DEAD, _of_destination(name, row.seq), pack_dead(row.reason, at_ms))
-            batch.put(FACTS, _DESTINATION + name.encode(), moved.pack())
+            moved = self._destinations.put_delivery(batch, record, dead_rows)
             _put_damages(batch, damaged_frames)
             self._write(batch)
-            self._destinations[name] = moved
+            self._destinations.remember(name, moved)
             self._damages.update(damage.position for damage in damaged_frames)
+
+    # Sending again
+
+    def send_again(
+        self, name: str, cause: Cause, rows: Iterable[ResentRow], *, frame_bytes: int = 0, at_ms: int
+    ) -> ResentGroup | None:
+        """Make a group that sends these rows to a destination again; flushed. None when none of them may be.
+
+        Left out are rows that meanwhile are not what their cause says: a retry or a replacement takes dead letters
+        that were not dropped, everything else takes rows that count as delivered under their last `seq`; so are rows
+        whose segment nothing holds any more. At most ROWS_A_GROUP_MAX rows, of `frame_bytes` at about, which bounds
+        what is delivered at once. The group takes the next number, so this is called where `record` is called, and in
+        turn with it. Raises LedgerWriteFailed as `record` does.
+        """
+        with self._lock:
+            held = (row for row in rows if row.position is None or self._kept.is_named(row.position.frame))
+            named = tuple(self._destinations.fitting(name, cause, held))
+            if not named:
+                return None
+            assert len(named) <= ROWS_A_GROUP_MAX
+            clock = LedgerClock(max(at_ms, self._clock.time_ms), self._clock.observed_ms)
+            group = ResentGroup(GroupNumber(self._last_group + 1), name, cause, named, clock.time_ms, frame_bytes)
+            batch = self._batch()
+            self._put_group(batch, group.number, pack_resent(group), clock)
+            moved = self._destinations.put_resent(batch, group)
+            segments = self._kept.put_named(batch, group.frame_positions(), group.number)
+            self._write(batch)
+            self._last_group, self._clock = group.number, clock
+            self._kept.last_group_of.update(segments)
+            self._destinations.remember(name, moved, group)
+            return group
+
+    def drop_dead(self, name: str, seqs: Iterable[int]) -> int:
+        """Let dead letters be dead for good, and forget the copies of their rows; how many were not so before."""
+        with self._lock:
+            batch = self._batch()
+            count = self._destinations.put_dropped(batch, name, seqs)
+            if count:
+                self._write(batch)
+            return count
 
     # What became of a row
 
@@ -477,31 +502,27 @@ class Ledger:
 
     def delivery_of(self, name: str, group: int) -> DeliveryRecord | None:
         """The delivery in which a destination got through with a group, or None."""
-        prefix = name.encode() + b"\0"
-        for key, value in self._store.items(DELIVERIES, _of_destination(name, group), prefix):
-            record = unpack_delivery(name, GroupNumber(_U64.unpack(key[len(prefix) :])[0]), value)
-            return record if record.first_group <= group else None
-        return None
+        return self._destinations.delivery_of(name, group)
 
     def deliveries(self, name: str) -> Iterable[DeliveryRecord]:
         """All deliveries of a destination that are kept, in order."""
-        return self._deliveries(name, self.carried().of(name).delivered_to + 1)
-
-    def _deliveries(self, name: str, first: int) -> Iterable[DeliveryRecord]:
-        prefix = name.encode() + b"\0"
-        for key, value in self._store.items(DELIVERIES, _of_destination(name, first), prefix):
-            yield unpack_delivery(name, GroupNumber(_U64.unpack(key[len(prefix) :])[0]), value)
+        return self._destinations.deliveries(name, self.carried().of(name).delivered_to + 1)
 
     def dead_letter(self, name: str, seq: int) -> DeadLetter | None:
-        """Why a row is dead at a destination, or None when it is not."""
-        packed = self._store.get(DEAD, _of_destination(name, seq))
-        return None if packed is None else unpack_dead(name, Seq(seq), packed)
+        """Why a row is dead at a destination, or None when it is not; asked by its last `seq` there."""
+        return self._destinations.dead_letter(name, seq)
 
-    def dead_letters(self, name: str) -> Iterable[DeadLetter]:
-        """All dead letters of a destination, in the order of settling."""
-        prefix = name.encode() + b"\0"
-        for key, value in self._store.items(DEAD, prefix, prefix):
-            yield unpack_dead(name, Seq(_U64.unpack(key[len(prefix) :])[0]), value)
+    def dead_letters(self, name: str, after: int = -1) -> Iterable[DeadLetter]:
+        """The dead letters of a destination with larger seqs than `after`, in the order of their seqs."""
+        return self._destinations.dead_letters(name, after)
+
+    def copy_of(self, name: str, first_seq: int) -> RowCopy | None:
+        """What is kept of a row that is dead at a destination, or was and is sent again; None when nothing is."""
+        return self._destinations.copy(name, first_seq)
+
+    def resendings(self, name: str, first_seq: int, last_seq: int | None = None) -> Iterable[Resending]:
+        """How a row was sent to a destination again, in order; or all rows whose first `seq` lies up to `last_seq`."""
+        return self._destinations.resendings(name, first_seq, first_seq if last_seq is None else last_seq)
 
     # The books
 
@@ -511,7 +532,8 @@ class Ledger:
             return Books(
                 sources=tuple(self._sources[name] for name in sorted(self._sources)),
                 destinations=tuple(
-                    self._destination_counts(name, self._destinations[name]) for name in sorted(self._destinations)
+                    self._destination_counts(name, self._destinations.states[name])
+                    for name in self._destinations.names()
                 ),
                 damaged_frames=len(self._damages),
                 last_group=self._last_group,
@@ -535,7 +557,7 @@ class Ledger:
             destination=name,
             start_group=state.start_group,
             cursor=state.cursor,
-            routed=self._meant_for(name) - state.base,
+            routed=self._meant_for(name) - state.base + state.again,
             delivered=state.delivered,
             dead=state.dead,
             skipped=self._kept.carried.of(name).skipped,
@@ -559,6 +581,11 @@ class Ledger:
             # What lies in the write-ahead log is known only when it is read again: until then nothing more goes in.
             self._failure = str(error)
             raise
+
+    def _put_group(self, batch: Batch, number: GroupNumber, packed: bytes, clock: LedgerClock) -> None:
+        batch.put(GROUPS, _U64.pack(number), packed)
+        batch.put(FACTS, _GROUP, _U64.pack(number))
+        batch.put(FACTS, _CLOCK, pack_clock(clock))
 
     def _added_sources(self, added: tuple[SourceCounts, ...]) -> list[SourceCounts]:
         assert all(counts.is_balanced for counts in added)
@@ -590,7 +617,7 @@ def _begin(store: Store, ledger_id: UUID) -> None:
     store.write(batch)
 
 
-def _check(store: Store, path: Path, ledger_id: UUID) -> None:
+def _check(store: Store, path: Path, ledger_id: UUID, *, is_writer: bool) -> None:
     packed_format, packed_id = store.get(FACTS, _FORMAT), store.get(FACTS, _ID)
     if packed_format is None or packed_id is None:
         raise LedgerUnusable(f"{path}: there is no ledger here")
@@ -599,29 +626,34 @@ def _check(store: Store, path: Path, ledger_id: UUID) -> None:
         raise LedgerUnusable(
             f"{path}: format version {version}, this Counterfoil reads versions up to {FORMAT_VERSION}"
         )
+    if version < FORMAT_VERSION and not is_writer:
+        raise LedgerUnusable(
+            f"{path}: format version {version}; start the server once, it brings it to {FORMAT_VERSION}"
+        )
     if packed_id != ledger_id.bytes:
         raise LedgerUnusable(f"{path}: the ledger {UUID(bytes=packed_id)}, expected {ledger_id}")
 
 
 def _upgrade(store: Store) -> None:
-    """Note which group names a segment last, as version 1 did not."""
+    """Bring an older format up to this one, in one batch."""
     packed = store.get(FACTS, _FORMAT)
-    if packed is not None and _U16.unpack(packed)[0] < FORMAT_VERSION:
+    version = FORMAT_VERSION if packed is None else _U16.unpack(packed)[0]
+    if version == FORMAT_VERSION:
+        return
+    batch = store.batch()
+    if version < 2:
+        # It did not note which group names a segment last.
         named: dict[Segment, GroupNumber] = {}
         for key, value in store.items(GROUPS, b""):
             group = unpack_group(GroupNumber(_U64.unpack(key)[0]), value)
             named.update(((f.position.directory, f.position.segment), group.number) for f in group.frames)
-        batch = store.batch()
         put_segments(batch, named)
-        batch.put(FACTS, _FORMAT, _U16.pack(FORMAT_VERSION))
-        store.write(batch)
+    upgrade_destinations(store, batch)
+    batch.put(FACTS, _FORMAT, _U16.pack(FORMAT_VERSION))
+    store.write(batch)
 
 
 def _put_damages(batch: Batch, damages: Iterable[DamageRecord]) -> None:
     # By position: settle and each destination may meet the same damage, and it counts once.
     for damage in damages:
         batch.put(FACTS, _DAMAGE + damage.position.pack(), pack_damage(damage))
-
-
-def _of_destination(name: str, number: int) -> bytes:
-    return name.encode() + b"\0" + _U64.pack(number)

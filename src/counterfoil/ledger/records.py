@@ -1,6 +1,6 @@
-"""What the ledger keeps, as facts and as bytes.
+"""What the ledger keeps, as facts and as bytes; rows that are sent again stand in `resent.py`.
 
-Every number is big-endian, so that keys sort as their numbers do. A group's record:
+Every number is big-endian, so that keys sort as their numbers do. The record of a group of kind 1:
 
     offset  bytes  field
     0       1      kind, 1: rows as they came in; each frame whole
@@ -19,16 +19,16 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NewType
 
 import msgspec
 
-from counterfoil.contract.facts import Verdict
+from counterfoil.contract.facts import RowFlag, Verdict
 from counterfoil.errors import LedgerUnusable
 from counterfoil.positions import FramePosition, RowPosition
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 ROWS_A_GROUP_MAX = 65_536
 """A row's place in its group is the lower 16 bits of its `seq`."""
 
@@ -45,8 +45,8 @@ _FRAME = struct.Struct(">16sIIH")
 _SEEN = struct.Struct(">QQH")
 _REPEAT = struct.Struct(">BH")
 _DELIVERY = struct.Struct(">QQQQ")
-_DEAD = struct.Struct(">Q")
-_DESTINATION = struct.Struct(">QQQQQ")
+_DEAD = struct.Struct(">QQB")
+_DESTINATION = struct.Struct(">QQQQQQ")
 _DAMAGE = struct.Struct(">Q")
 _COUNTS = struct.Struct(">QQQQQQ")
 _COUNTED = (Verdict.NEW, Verdict.DUPLICATE, Verdict.CONFLICT, Verdict.BLOCKED, Verdict.TEST)
@@ -106,6 +106,15 @@ class Group(msgspec.Struct, frozen=True):
     def row_count(self) -> int:
         return len(self.verdicts)
 
+    @property
+    def frame_bytes(self) -> int:
+        """What its frames take in the queue."""
+        return sum(frame.frame_bytes for frame in self.frames)
+
+    def frame_positions(self) -> Iterator[FramePosition]:
+        """Where its frames lie in the queue."""
+        return (frame.position for frame in self.frames)
+
     def routed_to(self, name: str) -> int:
         """How many rows of this group are for a destination."""
         return sum(count.row_count for count in self.routed if count.is_for(name))
@@ -132,6 +141,15 @@ class Group(msgspec.Struct, frozen=True):
             if place < first + frame.row_count:
                 return RowPosition(frame.position, place - first)
         raise LedgerUnusable(f"group {self.number} has no row {place}")
+
+    def positions_of(self, places: Iterable[int]) -> Iterator[RowPosition]:
+        """Where rows at these places, ascending, lie in the queue."""
+        parts = self.parts()
+        frame, first = next(parts)
+        for place in places:
+            while place >= first + frame.row_count:
+                frame, first = next(parts)
+            yield RowPosition(frame.position, place - first)
 
 
 class SourceCounts(msgspec.Struct, frozen=True):
@@ -197,11 +215,29 @@ class DamageRecord(msgspec.Struct, frozen=True):
     reason: str
 
 
+class RowCopy(msgspec.Struct, frozen=True):
+    """A dead row as the ledger keeps it: all that its frame said of it."""
+
+    source: str
+    position: RowPosition
+    """Where it lay in the queue."""
+    received_at_ms: int
+    request_id: bytes
+    flags: RowFlag
+    sender_version: str | None
+    destinations: tuple[str, ...] | None
+    """As in `RoutedCount`."""
+    row: bytes
+    """The canonical JSON."""
+
+
 class DeadRow(msgspec.Struct, frozen=True):
     """A row that a destination can't take, and why; `reason` is a code of ours."""
 
     seq: Seq
     reason: str
+    copy: RowCopy | None = None
+    """What the ledger is to keep of it; None where it keeps one already, or the row can't be read any more."""
 
 
 class DeadLetter(msgspec.Struct, frozen=True):
@@ -209,8 +245,12 @@ class DeadLetter(msgspec.Struct, frozen=True):
 
     destination: str
     seq: Seq
+    """Its last one; where it was sent again, not its first."""
     reason: str
     at_ms: int
+    first_seq: Seq
+    is_dropped: bool = False
+    """It stays dead for good: its copy is gone."""
 
 
 class DeliveryRecord(msgspec.Struct, frozen=True):
@@ -337,14 +377,14 @@ def unpack_delivery(destination: str, last_group: GroupNumber, packed: bytes) ->
     return DeliveryRecord(destination, first_group, last_group, delivered_rows, dead_rows, commit, at_ms)
 
 
-def pack_dead(reason: str, at_ms: int) -> bytes:
-    """Time in ms (8 bytes), then the reason."""
-    return _DEAD.pack(at_ms) + reason.encode()
+def pack_dead(letter: DeadLetter) -> bytes:
+    """Time in ms (8), first `seq` (8), whether it was dropped (1), then the reason."""
+    return _DEAD.pack(letter.at_ms, letter.first_seq, letter.is_dropped) + letter.reason.encode()
 
 
 def unpack_dead(destination: str, seq: Seq, packed: bytes) -> DeadLetter:
-    (at_ms,) = _DEAD.unpack_from(packed)
-    return DeadLetter(destination, seq, packed[_DEAD.size :].decode(), at_ms)
+    at_ms, first_seq, is_dropped = _DEAD.unpack_from(packed)
+    return DeadLetter(destination, seq, packed[_DEAD.size :].decode(), at_ms, Seq(first_seq), bool(is_dropped))
 
 
 class DestinationState(msgspec.Struct, frozen=True):
@@ -356,10 +396,12 @@ class DestinationState(msgspec.Struct, frozen=True):
     """Rows that were meant for it and settled before it was there; they are not routed to it."""
     delivered: int
     dead: int
+    again: int = 0
+    """Rows that were sent twice on purpose; each time counts as routed."""
 
     def pack(self) -> bytes:
-        """Five numbers of 8 bytes."""
-        return _DESTINATION.pack(self.start_group, self.cursor, self.base, self.delivered, self.dead)
+        """Six numbers of 8 bytes."""
+        return _DESTINATION.pack(self.start_group, self.cursor, self.base, self.delivered, self.dead, self.again)
 
     @classmethod
     def unpack(cls, packed: bytes) -> DestinationState:

@@ -5,6 +5,9 @@
     groups        group (8)                              a group's record
     deliveries    destination, NUL, last group (8)       a delivery's record
     dead          destination, NUL, seq (8)              why a row is dead
+    copies        destination, NUL, first seq (8)        a dead row, until it is delivered or dropped
+    again         destination, NUL, first seq (8),       that the group sent the row again
+                  group (8)
     seen-<s>      key hash (16)                          seq, content hash, day (18)
     repeats-<s>   key hash (16), seq (8)                 verdict, day (3)
 
@@ -57,6 +60,8 @@ FACTS = Family("default")
 GROUPS = Family("groups")
 DELIVERIES = Family("deliveries")
 DEAD = Family("dead")
+COPIES = Family("copies")
+AGAIN = Family("again")
 SLOTS = 3
 
 MIB = 1024 * 1024
@@ -88,6 +93,8 @@ FAMILIES = (
     GROUPS,
     DELIVERIES,
     DEAD,
+    COPIES,
+    AGAIN,
     *(family(slot) for family in (seen_family, repeats_family) for slot in range(SLOTS)),
 )
 

@@ -27,11 +27,14 @@ from counterfoil.destinations.interface import HeldRows
 from counterfoil.errors import DestinationError, FrameDamaged
 from counterfoil.ledger import (
     ROWS_A_GROUP_MAX,
+    AnyGroup,
     Carried,
+    Cause,
     DestinationCounts,
     Group,
     GroupFrame,
     Ledger,
+    ResentGroup,
     SourceCounts,
     seq_of,
 )
@@ -179,9 +182,14 @@ def audit(
     tallies = [_Tally(ledger, counts, (held or {}).get(counts.destination), found) for counts in books.destinations]
     rows = 0
     for group in _all_groups(ledger, found):
-        group_rows = recount.add(group)
-        for tally in tallies:
-            tally.add(group, group_rows)
+        if isinstance(group, ResentGroup):
+            # Its rows came in with an earlier group: the sources' side knows them already.
+            for tally in tallies:
+                tally.add_resent(group)
+        else:
+            group_rows = recount.add(group)
+            for tally in tallies:
+                tally.add(group, group_rows)
         rows += group.row_count
         if rows >= WINDOW_ROWS:
             rows = 0
@@ -222,7 +230,7 @@ class _Differences:
             self.first.append(Difference(kind, group, position, destination))
 
 
-def _all_groups(ledger: Ledger, found: _Differences) -> Iterator[Group]:
+def _all_groups(ledger: Ledger, found: _Differences) -> Iterator[AnyGroup]:
     last = ledger.last_group()
     expected: int = ledger.carried().last_group
     while groups := ledger.groups(expected, _GROUPS_AT_ONCE):
@@ -397,18 +405,37 @@ class _Tally:
             return
         routed = group.routed_to(name)
         self._routed += routed
-        if group.number > self._counts.cursor:
-            self._pending += routed
-            return
-        self._reached = group.number
-        self._open_rows += routed
-        self._close_delivery(group.number)
-        if self._held is None:
+        if not self._is_passed(group, routed) or self._held is None:
             return
         if rows.columns is None:
             self._expect_some(group, rows)
         else:
             self._expect(rows.columns, rows.verdicts, seq_of(group.number, 0))
+
+    def add_resent(self, group: ResentGroup) -> None:
+        """Move the rows of a group that sends them to this destination again from what they were to what they are."""
+        if group.number <= self._counts.start_group:
+            return
+        row_count = group.routed_to(self._counts.destination)
+        match group.cause:
+            case Cause.RETRY | Cause.REPLACEMENT:
+                self._dead -= row_count
+            case Cause.REPLAY:
+                self._delivered -= row_count
+            case Cause.AGAIN:
+                self._routed += row_count
+        if self._is_passed(group, row_count) and row_count and self._held is not None:
+            self._expect_resent(group)
+
+    def _is_passed(self, group: AnyGroup, row_count: int) -> bool:
+        """Whether the destination is through with a group that has so many rows for it, which are counted."""
+        if group.number > self._counts.cursor:
+            self._pending += row_count
+            return False
+        self._reached = group.number
+        self._open_rows += row_count
+        self._close_delivery(group.number)
+        return True
 
     def _expect_some(self, group: Group, rows: _GroupRows) -> None:
         """Of the frames that can be read; what the others' rows were meant for is not known."""
@@ -423,12 +450,28 @@ class _Tally:
     def _expect(self, columns: SetColumns, verdicts: NDArray[np.uint8], first_seq: int) -> None:
         chosen = columns.are_for(self._counts.destination) & (verdicts == Verdict.NEW)
         seqs = first_seq + np.flatnonzero(chosen)
-        is_dead = np.isin(seqs, self._dead_seqs)
-        if is_dead.any():
-            chosen[seqs[is_dead] - first_seq] = False
-        self._expected.append(seqs[~is_dead])
+        # A row that was sent again is held under its last seq, if at all.
+        is_elsewhere = np.isin(seqs, self._dead_seqs) | np.isin(seqs, self._sent_again(first_seq, len(verdicts)))
+        if is_elsewhere.any():
+            chosen[seqs[is_elsewhere] - first_seq] = False
+        self._expected.append(seqs[~is_elsewhere])
         for count in columns.count(chosen):
             self._expected_of[count.source] += count.row_count
+
+    def _sent_again(self, first_seq: int, row_count: int) -> NDArray[np.int64]:
+        found = self._ledger.resendings(self._counts.destination, first_seq, first_seq + row_count - 1)
+        return np.array(sorted({each.first_seq for each in found}), np.int64)
+
+    def _expect_resent(self, group: ResentGroup) -> None:
+        name = self._counts.destination
+        expected = []
+        for place, row in enumerate(group.rows):
+            seq = group.seq_at(place)
+            last_seq = max(each.seq for each in self._ledger.resendings(name, row.first_seq))
+            if seq == last_seq and self._ledger.dead_letter(name, seq) is None:
+                expected.append(seq)
+                self._expected_of[row.source] += 1
+        self._expected.append(np.array(expected, np.int64))
 
     def _close_delivery(self, group_number: int) -> None:
         delivery = self._delivery

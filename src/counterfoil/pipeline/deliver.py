@@ -26,23 +26,15 @@ from enum import StrEnum
 from typing import Protocol
 
 import msgspec
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
-from counterfoil.contract.facts import Verdict
 from counterfoil.destinations.interface import DeliveredRow, Delivery, Destination, Receipt, RefusedRow
-from counterfoil.destinations.rows import delivered_rows
 from counterfoil.destinations.settings import DeliverySettings
-from counterfoil.errors import DestinationDown, DestinationRefused, FrameDamaged
+from counterfoil.errors import DestinationDown, DestinationRefused
 from counterfoil.failpoints import reach
-from counterfoil.ledger import DeadRow, Group, Ledger, Seq, seq_of
-from counterfoil.pipeline.routes import set_columns
+from counterfoil.ledger import Ledger
+from counterfoil.pipeline.handover import Handover
 from counterfoil.queue import FrameSource
-from counterfoil.queue.frame import Frame
-
-DAMAGED = "damaged"
-"""Why a row is dead whose frame can't be read any more."""
 
 GROUPS_AT_ONCE = 16
 EMPTY_GROUPS_MAX = 1000
@@ -127,6 +119,7 @@ class Deliverer:
         self._on_state = on_state
         self._woken = threading.Event()
         self._failure_count = 0
+        self._handover = Handover(destination.name, ledger, source)
         self._gathered = _Gathered()
 
     def wake(self) -> None:
@@ -190,51 +183,19 @@ class Deliverer:
         groups = self._ledger.groups(gathered.last_group, GROUPS_AT_ONCE)
         for group in groups:
             row_count = group.routed_to(self.name)
-            frame_bytes = sum(frame.frame_bytes for frame in group.frames) if row_count else 0
+            frame_bytes = group.frame_bytes if row_count else 0
             if gathered.first_group and (
                 len(gathered.rows) + row_count > settings.batch_rows
                 or gathered.frame_bytes + frame_bytes > settings.batch_bytes
                 or gathered.group_count >= EMPTY_GROUPS_MAX
             ):
                 return True, False
-            rows, dead = self._rows_of(group) if row_count else ([], [])
+            rows, dead = self._handover.rows_of(group) if row_count else ([], [])
             gathered.add(group.number, rows, dead, frame_bytes, self._monotonic())
             if is_probing and row_count:
                 return True, False
         is_full = len(gathered.rows) >= settings.batch_rows or gathered.frame_bytes >= settings.batch_bytes
         return is_full, len(groups) < GROUPS_AT_ONCE
-
-    def _rows_of(self, group: Group) -> tuple[list[DeliveredRow], list[RefusedRow]]:
-        """The rows of a group that are for this destination, and those of them that are beyond reading."""
-        rows: list[DeliveredRow] = []
-        dead: list[RefusedRow] = []
-        damaged: list[int] = []
-        verdicts = np.frombuffer(group.verdicts, np.uint8)
-        for part, place in group.parts():
-            is_new = verdicts[place : place + part.row_count] == Verdict.NEW
-            if not is_new.any():
-                continue
-            first_seq = seq_of(group.number, place)
-            try:
-                frame = self._source.fetch(part.position)
-            except FrameDamaged as error:
-                log.error(
-                    "deliver.frame_damaged", destination=self.name, position=str(part.position), reason=str(error)
-                )
-                damaged += (np.flatnonzero(is_new) + first_seq).tolist()
-                continue
-            taken, unreadable = delivered_rows(frame, self._indexes(frame, is_new), first_seq)
-            rows += taken
-            dead += unreadable
-        # Which rows of a damaged frame were meant for whom can't be read any more; how many, the group says.
-        missing = group.routed_to(self.name) - len(rows) - len(dead)
-        dead += [RefusedRow(seq, DAMAGED) for seq in damaged[:missing]]
-        return rows, dead
-
-    def _indexes(self, frame: Frame, is_new: NDArray[np.bool_]) -> list[int]:
-        if frame.facts.destination_sets:
-            is_new = is_new & set_columns([frame.facts]).are_for(self.name)
-        return np.flatnonzero(is_new).tolist()
 
     # Delivering
 
@@ -262,7 +223,7 @@ class Deliverer:
             first_group=first_group,
             last_group=receipt.last_group,
             delivered_rows=receipt.row_count,
-            dead=[DeadRow(Seq(row.seq), row.reason) for row in dead],
+            dead=self._handover.dead_rows(dead),
             commit=receipt.commit,
             at_ms=self._clock_ms(),
         )
@@ -308,7 +269,7 @@ class Deliverer:
                 number = group.number
                 if row_count := group.routed_to(self.name):
                     routed += row_count
-                    dead += self._rows_of(group)[1]
+                    dead += self._handover.rows_of(group)[1]
         # A frame may have been damaged since: its rows were delivered all the same.
         is_known = receipt.first_group == first_group and is_whole
         dead_count = routed - receipt.row_count if is_known else min(routed, len(dead))

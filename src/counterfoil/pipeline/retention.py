@@ -160,7 +160,11 @@ class Retention:
         """How many could be removed; those after one that could not must wait for it."""
         removed = 0
         failed: set[DirectoryId] = set()
+        named = self._ledger.last_group_of()
         for directory, number in segments:
+            if (directory, number) in named:
+                # A row of it was sent again since the plan was made.
+                failed.add(directory)
             if directory in failed:
                 continue
             try:

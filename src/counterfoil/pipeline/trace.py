@@ -14,7 +14,17 @@ import numpy as np
 
 from counterfoil.contract.facts import RowFlag, Verdict, key_hash, key_prefix
 from counterfoil.errors import FrameDamaged
-from counterfoil.ledger import ROWS_A_GROUP_MAX, DestinationCounts, FoundRow, Group, Ledger, Seq, group_of
+from counterfoil.ledger import (
+    ROWS_A_GROUP_MAX,
+    AnyGroup,
+    DestinationCounts,
+    FoundRow,
+    Group,
+    Ledger,
+    Resending,
+    Seq,
+    group_of,
+)
 from counterfoil.positions import FramePosition, RowPosition
 from counterfoil.queue import FrameSource
 from counterfoil.queue.frame import Frame
@@ -56,6 +66,8 @@ class TracedDelivery(msgspec.Struct, frozen=True):
     """How many rows for this destination come before it, at most; when pending."""
     reason: str | None = None
     """Why it is dead."""
+    resendings: tuple[Resending, ...] = ()
+    """How it was sent again before it stood as it does, in order."""
 
 
 class TracedRow(msgspec.Struct, frozen=True):
@@ -105,10 +117,7 @@ def _settled(
     deliveries: tuple[TracedDelivery, ...] = ()
     if row.verdict is Verdict.NEW:
         group = ledger.group(group_of(row.seq))
-        deliveries = tuple(
-            _gone_delivery(ledger, name, counts, row) if group is None else _delivery(ledger, group, frame, counts, row)
-            for counts in destinations
-        )
+        deliveries = tuple(_traced(ledger, name, group, frame, counts, row) for counts in destinations)
     return TracedRow(
         source=name,
         verdict=row.verdict,
@@ -129,6 +138,19 @@ def _fetched(source: FrameSource, position: RowPosition | None) -> Frame | None:
         return source.fetch(position.frame)
     except FrameDamaged:
         return None
+
+
+def _traced(
+    ledger: Ledger, source: str, group: AnyGroup | None, frame: Frame | None, counts: DestinationCounts, row: FoundRow
+) -> TracedDelivery:
+    resendings = tuple(ledger.resendings(counts.destination, row.seq))
+    if resendings:
+        # What counts is its last seq.
+        stands = _stand(ledger, counts, resendings[-1].seq)
+        return msgspec.structs.replace(stands, resendings=resendings)
+    if isinstance(group, Group):
+        return _delivery(ledger, group, frame, counts, row)
+    return _gone_delivery(ledger, source, counts, row)
 
 
 def _gone_delivery(ledger: Ledger, source: str, counts: DestinationCounts, row: FoundRow) -> TracedDelivery:
@@ -155,23 +177,39 @@ def _gone_delivery(ledger: Ledger, source: str, counts: DestinationCounts, row: 
 def _delivery(
     ledger: Ledger, group: Group, frame: Frame | None, counts: DestinationCounts, row: FoundRow
 ) -> TracedDelivery:
-    name, number = counts.destination, group_of(row.seq)
-    if number <= counts.start_group:
+    name = counts.destination
+    if group.number <= counts.start_group:
         return TracedDelivery(name, DeliveryState.TOO_EARLY)
-    letter = ledger.dead_letter(name, row.seq)
+    if ledger.dead_letter(name, row.seq) is None and not _is_meant(group, frame, name, row):
+        return TracedDelivery(name, DeliveryState.NOT_MEANT)
+    return _stand(ledger, counts, row.seq)
+
+
+def _stand(ledger: Ledger, counts: DestinationCounts, seq: Seq) -> TracedDelivery:
+    """How a row that is meant for a destination stands there, by its last seq."""
+    name, number = counts.destination, group_of(seq)
+    carried = ledger.carried()
+    letter = ledger.dead_letter(name, seq)
     if letter is not None:
         return TracedDelivery(name, DeliveryState.DEAD, at_ms=letter.at_ms, reason=letter.reason)
-    if not _is_meant(group, frame, name, row):
-        return TracedDelivery(name, DeliveryState.NOT_MEANT)
+    if carried.of(name).has_skipped(number):
+        return TracedDelivery(name, DeliveryState.SKIPPED)
     record = ledger.delivery_of(name, number)
     if record is not None:
         return TracedDelivery(name, DeliveryState.DELIVERED, commit=record.commit, at_ms=record.at_ms)
     if number <= counts.cursor:
-        return TracedDelivery(name, DeliveryState.DELIVERED)
-    behind = ledger.routed_between(name, counts.cursor, number)
-    place = row.seq % ROWS_A_GROUP_MAX
-    behind += min(group.verdicts.count(Verdict.NEW, 0, place), group.routed_to(name) - 1)
+        before_ms = carried.at_ms if ledger.is_gone(number) else None
+        return TracedDelivery(name, DeliveryState.DELIVERED, before_ms=before_ms)
+    behind = ledger.routed_between(name, counts.cursor, number) + _before_in_group(ledger.group(number), name, seq)
     return TracedDelivery(name, DeliveryState.PENDING, behind_rows=behind)
+
+
+def _before_in_group(group: AnyGroup | None, name: str, seq: Seq) -> int:
+    """How many rows of its group come before a row at a destination, at most."""
+    place = seq % ROWS_A_GROUP_MAX
+    if isinstance(group, Group):
+        return min(group.verdicts.count(Verdict.NEW, 0, place), group.routed_to(name) - 1)
+    return 0 if group is None else place
 
 
 def _is_meant(group: Group, frame: Frame | None, name: str, row: FoundRow) -> bool:

@@ -1,0 +1,204 @@
+"""What a destination is handed of a group, and what is kept of the rows it can't take.
+
+Rows of settled frames are read from the queue; those that are sent again from the queue too, or from the copies that
+the ledger keeps of dead rows. A copy is made into a frame of one row, so that all rows come about in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+import msgspec
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from counterfoil.contract.facts import EVERY_DESTINATION, KEY_HASH_BYTES, FrameFacts, RowFlag, Verdict
+from counterfoil.destinations.interface import DeliveredRow, RefusedRow
+from counterfoil.destinations.rows import delivered_rows
+from counterfoil.errors import FrameDamaged
+from counterfoil.ledger import (
+    ROWS_A_GROUP_MAX,
+    AnyGroup,
+    DeadRow,
+    Group,
+    Ledger,
+    ResentGroup,
+    ResentRow,
+    RowCopy,
+    Seq,
+    group_of,
+    seq_of,
+)
+from counterfoil.pipeline.routes import set_columns
+from counterfoil.positions import FramePosition, RowPosition
+from counterfoil.queue import FrameSource
+from counterfoil.queue.frame import Frame
+
+DAMAGED = "damaged"
+"""Why a row is dead whose frame can't be read any more."""
+
+log = structlog.get_logger()
+
+_Rows = tuple[list[DeliveredRow], list[RefusedRow]]
+
+
+class Handover:
+    """The rows of groups that are meant for one destination."""
+
+    def __init__(self, name: str, ledger: Ledger, source: FrameSource) -> None:
+        self._name = name
+        self._ledger = ledger
+        self._source = source
+
+    def rows_of(self, group: AnyGroup) -> _Rows:
+        """The rows of a group that are for this destination, and those of them that are beyond reading; by seq."""
+        return self._resent_rows(group) if isinstance(group, ResentGroup) else self._settled_rows(group)
+
+    def dead_rows(self, refused: Iterable[RefusedRow]) -> list[DeadRow]:
+        """What the ledger is to keep of rows that were refused: a copy of each that can be read and has none yet."""
+        dead = []
+        frames = _Frames(self._source)
+        for number, of_group in groupby(sorted(refused, key=lambda row: row.seq), lambda row: group_of(Seq(row.seq))):
+            rows = list(of_group)
+            for row, position in zip(rows, self._positions(number, rows), strict=True):
+                frame = None if position is None or row.reason == DAMAGED else frames.fetch(position.frame)
+                copy = None if frame is None or position is None else copy_of(frame, position.row_index)
+                dead.append(DeadRow(Seq(row.seq), row.reason, copy))
+        return dead
+
+    # Rows as they came in
+
+    def _settled_rows(self, group: Group) -> _Rows:
+        rows: list[DeliveredRow] = []
+        dead: list[RefusedRow] = []
+        damaged: list[int] = []
+        verdicts = np.frombuffer(group.verdicts, np.uint8)
+        for part, place in group.parts():
+            is_new = verdicts[place : place + part.row_count] == Verdict.NEW
+            if not is_new.any():
+                continue
+            first_seq = seq_of(group.number, place)
+            try:
+                frame = self._source.fetch(part.position)
+            except FrameDamaged as error:
+                self._tell_damaged(part.position, error)
+                damaged += (np.flatnonzero(is_new) + first_seq).tolist()
+                continue
+            taken, unreadable = delivered_rows(frame, self._indexes(frame, is_new), first_seq)
+            rows += taken
+            dead += unreadable
+        # Which rows of a damaged frame were meant for whom can't be read any more; how many, the group says.
+        missing = group.routed_to(self._name) - len(rows) - len(dead)
+        dead += [RefusedRow(seq, DAMAGED) for seq in damaged[:missing]]
+        return rows, dead
+
+    def _indexes(self, frame: Frame, is_new: NDArray[np.bool_]) -> list[int]:
+        if frame.facts.destination_sets:
+            is_new = is_new & set_columns([frame.facts]).are_for(self._name)
+        return np.flatnonzero(is_new).tolist()
+
+    def _tell_damaged(self, position: FramePosition, error: FrameDamaged) -> None:
+        log.error("deliver.frame_damaged", destination=self._name, position=str(position), reason=str(error))
+
+    # Rows that are sent again
+
+    def _resent_rows(self, group: ResentGroup) -> _Rows:
+        rows: list[DeliveredRow] = []
+        dead: list[RefusedRow] = []
+        frames = _Frames(self._source)
+        for place, named in enumerate(group.rows):
+            seq = group.seq_at(place)
+            found = self._found(named, frames)
+            if found is None:
+                dead.append(RefusedRow(seq, DAMAGED))
+                continue
+            frame, index = found
+            taken, unreadable = delivered_rows(frame, [index], seq - index)
+            rows += [msgspec.structs.replace(row, first_seq=named.first_seq) for row in taken]
+            dead += unreadable
+        return rows, dead
+
+    def _found(self, named: ResentRow, frames: _Frames) -> tuple[Frame, int] | None:
+        if named.position is None:
+            copy = self._ledger.copy_of(self._name, named.first_seq)
+            return None if copy is None else (frame_of(copy), 0)
+        frame = frames.fetch(named.position.frame)
+        if frame is None:
+            self._tell_damaged(named.position.frame, frames.failures[named.position.frame])
+            return None
+        return frame, named.position.row_index
+
+    # Dead rows
+
+    def _positions(self, number: int, rows: Sequence[RefusedRow]) -> Iterator[RowPosition | None]:
+        """Where the rows of one group, by seq, lie in the queue; None where a copy is kept already."""
+        group = self._ledger.group(number)
+        places = [row.seq % ROWS_A_GROUP_MAX for row in rows]
+        if isinstance(group, ResentGroup):
+            yield from (group.rows[place].position for place in places)
+        elif group is None:
+            yield from (None for _ in places)
+        else:
+            yield from group.positions_of(places)
+
+
+class _Frames:
+    """Frames of the queue, the last one kept: neighbours lie in the same."""
+
+    def __init__(self, source: FrameSource) -> None:
+        self._source = source
+        self._last: Frame | None = None
+        self.failures: dict[FramePosition, FrameDamaged] = {}
+
+    def fetch(self, position: FramePosition) -> Frame | None:
+        """The frame, or None where it can't be read any more."""
+        if self._last is not None and self._last.position == position:
+            return self._last
+        if position in self.failures:
+            return None
+        try:
+            self._last = self._source.fetch(position)
+        except FrameDamaged as error:
+            self.failures[position] = error
+            return None
+        return self._last
+
+
+def copy_of(frame: Frame, row_index: int) -> RowCopy:
+    """What the ledger keeps of a row that is dead."""
+    facts = frame.facts
+    return RowCopy(
+        source=facts.source,
+        position=RowPosition(frame.position, row_index),
+        received_at_ms=frame.received_at_ms,
+        request_id=frame.request_id,
+        flags=RowFlag(int(facts.flags[row_index])),
+        sender_version=frame.sender_version,
+        destinations=facts.destinations_of(int(facts.destination_set[row_index])),
+        row=frame.row(row_index),
+    )
+
+
+def frame_of(copy: RowCopy) -> Frame:
+    """A frame of one row that gives what the row's own frame gave; hashes, which settle alone asks for, are zeros."""
+    sets = () if copy.destinations is None else (copy.destinations,)
+    return Frame(
+        position=copy.position.frame,
+        frame_bytes=len(copy.row),
+        flushed=0,
+        received_at_ms=copy.received_at_ms,
+        request_id=copy.request_id,
+        sender_version=copy.sender_version,
+        facts=FrameFacts(
+            source=copy.source,
+            destination_sets=sets,
+            key_hashes=np.zeros((1, KEY_HASH_BYTES), np.uint8),
+            content_hashes=np.zeros(1, np.uint64),
+            destination_set=np.array([EVERY_DESTINATION if copy.destinations is None else 1], np.uint16),
+            flags=np.array([copy.flags], np.uint8),
+        ),
+        row_ends=[len(copy.row)],
+        rows=copy.row,
+    )
