@@ -1,59 +1,20 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from tests.e2e.sdk import NEWEST, Call, Sdk
 from tests.e2e.server import TEST_TOKEN, TOKEN, WAIT_SECONDS, Server, until
 
-ROOT = Path(__file__).parents[2]
-NEWEST = "2.1.0"
 VERSIONS = (NEWEST, "1.33.0")
 """The newest official SDK, and the last one that any index can install as it is; both in strict mode."""
-
-Call = tuple[str, dict[str, Any]]
-
-
-class Sdk:
-    """The official SDK in one of its versions, in a process of its own."""
-
-    def __init__(self, version: str) -> None:
-        self.version = version
-        path = "" if version == NEWEST else str(ROOT / ".sdk" / version)
-        self._process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tests" / "e2e" / "sdk_calls.py")],
-            env={**os.environ, "PYTHONPATH": path},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self._read() == version
-
-    def calls(self, base_url: str, *calls: Call, token: str = TOKEN) -> list[dict[str, Any]]:
-        """What each call answered or raised."""
-        asked = {"base_url": base_url, "calls": [(name, {"token": token, **more}) for name, more in calls]}
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        told: list[dict[str, Any]] = self._read()
-        return told
-
-    def close(self) -> None:
-        self._process.communicate(timeout=WAIT_SECONDS)
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        return json.loads(self._process.stdout.readline())
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
