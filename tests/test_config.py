@@ -335,3 +335,29 @@ def test_the_environment_alone_may_hold_the_configuration(monkeypatch: pytest.Mo
     settings = load_settings()
     assert settings.sources[0].name == "website"
     assert settings.data_dir == tmp_path / "data"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "metrics.internal", ""])
+def test_the_console_leaves_loopback_only_with_a_password(host: str) -> None:
+    """A console that others could reach is refused without a password, in one line that names the key."""
+    line = refusal(SOURCE + f'[console]\nhost = "{host}"\n')
+    assert line == (
+        f"console.password_sha256 (from {FILE}): expected a hash, because console.host is not loopback; "
+        "`counterfoil password` makes one"
+    )
+    settings = read_settings(SOURCE + f'[console]\nhost = "{host}"\npassword_sha256 = "{HASH}"\n', FILE)
+    assert settings.console.password_sha256 == HASH
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "localhost"])
+def test_on_loopback_the_console_needs_no_password(host: str) -> None:
+    """Every address of loopback is one."""
+    assert read_settings(SOURCE + f'[console]\nhost = "{host}"\n', FILE).console.password_sha256 == ""
+
+
+@pytest.mark.parametrize("value", ['"hunter2"', "12345678", f'"{HASH.upper()}"'])
+def test_a_password_that_is_no_hash_is_refused_without_being_shown(value: str) -> None:
+    """Whoever writes the password itself where its hash belongs is told so, and the line does not repeat it."""
+    line = refusal(SOURCE + f"[console]\npassword_sha256 = {value}\n")
+    assert line.startswith("console.password_sha256 (from ")
+    assert value.strip('"') not in line

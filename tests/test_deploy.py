@@ -35,3 +35,14 @@ def test_alerts_say_what_to_do() -> None:
         assert rule["labels"]["severity"] in ("page", "ticket")
     names = [rule["alert"] for rule in alerts()]
     assert len(set(names)) == len(names)
+
+
+def test_what_is_scraped_is_what_the_alerts_look_at() -> None:
+    """The scrape configuration reads these alerts and gives its job the name that they ask for."""
+    loaded = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+    assert loaded["rule_files"] == ["alerts.yml"]
+    [job] = loaded["scrape_configs"]
+    [down] = [rule for rule in alerts() if rule["alert"] == "CounterfoilDown"]
+    assert f'job="{job["job_name"]}"' in down["expr"]
+    assert job["metrics_path"] == "/metrics"
+    assert job["basic_auth"].keys() == {"username", "password_file"}

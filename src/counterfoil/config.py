@@ -23,7 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
-from counterfoil.console.settings import ConsoleSettings
+from counterfoil.console.settings import ConsoleSettings, is_loopback
 from counterfoil.contract.limits import Limits
 from counterfoil.destinations.settings import DeltaSettings, DestinationSettings
 from counterfoil.errors import SettingsInvalid
@@ -127,6 +127,11 @@ def disagreements(settings: Settings) -> Iterator[tuple[str, str]]:
         yield "gateway.tls_cert", "expected a path, because gateway.tls_key is set"
     if gateway.port == console.port and _share_addresses(gateway.host, console.host):
         yield "console.port", "expected another port than gateway.port"
+    if not console.password_sha256 and not is_loopback(console.host):
+        yield (
+            "console.password_sha256",
+            "expected a hash, because console.host is not loopback; `counterfoil password` makes one",
+        )
     if gateway.bodies_bytes_max < settings.limits.body_bytes_max:
         yield "gateway.bodies_bytes_max", "expected at least limits.body_bytes_max"
 
@@ -296,7 +301,7 @@ def _may_be_shown(path: Sequence[str | int], value: Any) -> bool:
     return isinstance(value, int | float) and not any(word in str(part) for part in path for word in _SECRET)
 
 
-_SECRET = ("token", "secret", "dsn", "url")
+_SECRET = ("token", "secret", "password", "dsn", "url")
 """Words in the keys whose values are secrets or hold one."""
 
 

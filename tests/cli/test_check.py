@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,18 @@ def test_a_configuration_that_cannot_be_used_is_used_wrongly(home: Path) -> None
     assert (
         line == "queue.segment_bytes = 12 (from the environment): expected a whole number from 1048576 to 17179869184"
     )
+
+
+def test_a_console_that_others_reach_needs_a_password(home: Path) -> None:
+    """Beyond loopback the console is refused without a password; with the hash that `password` prints it is well."""
+    beyond = free_ports() | {"COUNTERFOIL_CONSOLE__HOST": "0.0.0.0"}
+    assert complaint(home, "check", status=2, environment=beyond).startswith("console.password_sha256 (from ")
+    made = facts(home, "password")
+    assert facts(home, "check", environment=beyond | {"COUNTERFOIL_CONSOLE__PASSWORD_SHA256": made["password_sha256"]})
+    assert made["password_sha256"] == hashlib.sha256(made["password"].encode()).hexdigest()
+    shown = call(home, "password").stdout
+    assert 'password_sha256 = "' in shown
+    assert made["password"] not in shown
 
 
 def test_a_port_in_use_is_named(home: Path) -> None:

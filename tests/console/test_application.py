@@ -52,13 +52,19 @@ STATUS = Status(
 
 
 def ask(
-    path: str, *, status: Status = STATUS, host: str = "127.0.0.1", headers: dict[str, str] | None = None
+    path: str,
+    *,
+    status: Status = STATUS,
+    host: str = "127.0.0.1",
+    headers: dict[str, str] | None = None,
+    password: str | None = None,
 ) -> httpx.Response:
     application = make_application(
         status=lambda: status,
         not_ready=lambda: status.not_ready,
         metrics=lambda: b"counterfoil_rows_total 3\n",
         host=host,
+        password_sha256="" if password is None else hashlib.sha256(password.encode()).hexdigest(),
     )
 
     async def get() -> httpx.Response:
@@ -127,6 +133,8 @@ def test_health_and_metrics() -> None:
         ("127.0.0.1", "127.0.0.1:8081", 200),
         ("127.0.0.1", "localhost:8081", 200),
         ("::1", "[::1]:8081", 200),
+        ("127.0.0.2", "127.0.0.2:8081", 200),
+        ("127.0.0.2", "rebound.example:8081", 400),
         ("127.0.0.1", "rebound.example:8081", 400),
         ("0.0.0.0", "metrics.internal:8081", 200),
     ],
@@ -134,3 +142,50 @@ def test_health_and_metrics() -> None:
 def test_on_loopback_only_loopback_names_are_answered(host: str, asked_as: str, status: int) -> None:
     """A console on loopback can't be read through a foreign name that resolves to loopback."""
     assert ask("/livez", host=host, headers={"Host": asked_as}).status_code == status
+
+
+def basic(credentials: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(credentials.encode()).decode()}
+
+
+@pytest.mark.parametrize("path", ["/", "/api/status", "/metrics", "/nowhere"])
+def test_with_a_password_nothing_is_shown_without_it(path: str) -> None:
+    """Where a password is set, every path but health answers 401 and shows nothing until it is given."""
+    answer = ask(path, password="open sesame")
+    assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (
+        401,
+        'Basic realm="Counterfoil", charset="UTF-8"',
+    )
+    assert "website" not in answer.text
+    assert ask(path, password="open sesame", headers=basic("anyone:open sesame")).status_code == ask(path).status_code
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        basic("anyone:open"),
+        basic("anyone:open sesame "),
+        basic("anyone:"),
+        basic("open sesame"),
+        {"Authorization": "Bearer " + base64.b64encode(b"anyone:open sesame").decode()},
+        {"Authorization": "Basic"},
+        {"Authorization": "Basic \u00fc".encode("latin-1").decode("latin-1")},
+        {"Authorization": "Basic ====="},
+        {"Authorization": ""},
+    ],
+)
+def test_what_is_not_the_password_is_not_let_in(headers: dict[str, str]) -> None:
+    """Another password, another scheme and what can't be read are all answered 401."""
+    raw = {name: value.encode("latin-1") for name, value in headers.items()}
+    assert ask("/", password="open sesame", headers=raw).status_code == 401  # type: ignore[arg-type]
+
+
+def test_a_password_may_hold_any_character() -> None:
+    """The password is everything behind the first colon, in UTF-8."""
+    assert ask("/", password="a:b ü", headers=basic("anyone:a:b ü")).status_code == 200
+
+
+def test_health_asks_for_no_password() -> None:
+    """/livez and /readyz answer without the password: they say what the gateway's port says to anyone."""
+    assert ask("/livez", password="open sesame").status_code == 200
+    assert ask("/readyz", password="open sesame").status_code == 200

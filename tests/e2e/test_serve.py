@@ -287,6 +287,21 @@ def test_the_page_and_the_metrics_show_what_happened(make_server: MakeServer) ->
     assert server.stop() == 0
 
 
+def test_the_console_asks_for_its_password(make_server: MakeServer) -> None:
+    """With a password set, the page and the metrics are shown to whoever has it, health to all, and none is logged."""
+    made = json.loads(make_server().run("password", "--json"))
+    server = make_server().start(environment={"COUNTERFOIL_CONSOLE__PASSWORD_SHA256": made["password_sha256"]})
+    console = f"http://127.0.0.1:{server.console_port}"
+    for path in ("/", "/metrics", "/api/status"):
+        assert server.console(path) == 401
+        assert httpx.get(console + path, auth=("prometheus", "guess"), trust_env=False).status_code == 401
+        assert httpx.get(console + path, auth=("prometheus", made["password"]), trust_env=False).status_code == 200
+    assert server.console("/livez") == 200
+    text = server.log_path.read_text()
+    assert made["password"] not in text
+    assert made["password_sha256"] not in text
+
+
 def test_health_on_both_ports(make_server: MakeServer) -> None:
     """/livez and /readyz answer on the gateway's port and on the console's."""
     server = make_server().start()

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from counterfoil import __version__
-from counterfoil.cli import audit, backfill, check, conformance, init, query, serve, source, trace
+from counterfoil.cli import audit, backfill, check, conformance, init, password, query, serve, source, trace
 
 HELP = """An event ingest gateway that keeps a counterfoil for every row.
 
@@ -21,6 +21,7 @@ COMMANDS = (
     serve.gateway,
     serve.pipeline,
     check.check,
+    password.password,
     trace.trace,
     audit.audit,
     query.query,

@@ -1,8 +1,8 @@
 """The operator's port as an ASGI application: health, metrics, the page and the same state as JSON.
 
-It stands apart from the gateway's port, so that what senders reach never shows anything of the inside. It has no
-password of its own: by default it is bound to loopback, and a page of another site can't read it through a name that
-resolves to loopback, because such a name is not among the hosts it answers to.
+It stands apart from the gateway's port, so that what senders reach never shows anything of the inside. Bound to
+loopback it needs no password, and a page of another site can't read it through a name that resolves to loopback,
+because such a name is not among the hosts it answers to. Beyond loopback all but health asks for one (`password`).
 """
 
 from __future__ import annotations
@@ -19,15 +19,26 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from counterfoil.console.page import CONTENT_SECURITY_POLICY, status_page
+from counterfoil.console.password import PasswordGate
+from counterfoil.console.settings import is_loopback
 from counterfoil.console.status import Status
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
+"""Names of this machine as a Host header has them."""
 
 
 def make_application(
-    *, status: Callable[[], Status], not_ready: Callable[[], str | None], metrics: Callable[[], bytes], host: str
+    *,
+    status: Callable[[], Status],
+    not_ready: Callable[[], str | None],
+    metrics: Callable[[], bytes],
+    host: str,
+    password_sha256: str = "",
 ) -> Starlette:
-    """The console's application; each callable is called on a thread, for each request that needs it."""
+    """The console's application; each callable is called on a thread, for each request that needs it.
+
+    `host` is what is listened on. With an empty `password_sha256` no password is asked for.
+    """
 
     def livez(_: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -55,6 +66,9 @@ def make_application(
     def failed(_: Request, problem: Exception) -> Response:
         return JSONResponse({"error": type(problem).__name__}, 500)
 
+    middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts_answered(host)))]
+    if password_sha256:
+        middleware.append(Middleware(PasswordGate, password_sha256=password_sha256))
     return Starlette(
         routes=[
             Route("/", page),
@@ -63,11 +77,11 @@ def make_application(
             Route("/metrics", metrics_page),
             Route("/api/status", status_json),
         ],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts_answered(host)))],
+        middleware=middleware,
         exception_handlers={Exception: failed},
     )
 
 
 def hosts_answered(host: str) -> tuple[str, ...]:
     """The names in a request's Host header that are answered, by the address that is listened on."""
-    return (*LOOPBACK, "[::1]") if host in LOOPBACK else ("*",)
+    return (*LOOPBACK, host) if is_loopback(host) else ("*",)

@@ -43,6 +43,7 @@ def main() -> None:
         not_ready=state.not_ready,
         metrics=lambda: state.metrics(task.metrics_dir),
         host=task.console.host,
+        password_sha256=task.console.password_sha256,
     )
     try:
         listening = listen(task.console.host, task.console.port)
