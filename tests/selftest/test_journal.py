@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,18 +14,14 @@ KINDS = st.sampled_from((RowAnswer.TAKEN, RowAnswer.REFUSED, RowAnswer.AGAIN, Ro
 
 
 @given(noted=st.lists(st.lists(st.tuples(st.integers(0, 99), KINDS), min_size=1, max_size=30), max_size=10))
-def test_what_a_journal_records_is_read_back(
-    noted: list[list[tuple[int, RowAnswer]]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_what_a_journal_records_is_read_back(noted: list[list[tuple[int, RowAnswer]]]) -> None:
     """A journal that is read from its file says of each row what the journal in memory said."""
     lines = [header_line(RUN)]
     journal = Journal(lines.append)
     journal.take(100)
     for answers in noted:
         journal.note([number for number, _ in answers], [kind for _, kind in answers])
-    path = tmp_path_factory.mktemp("journal") / "journal"
-    path.write_text("".join(lines))
-    content, read = read_journal(path)
+    content, read = read_journal("".join(lines).encode())
     assert content == RUN
     assert len(read) == 100
     for number in range(100):
@@ -36,19 +30,15 @@ def test_what_a_journal_records_is_read_back(
 
 
 @pytest.mark.parametrize("tail", [b"a 1", b"\0\0\0\0", b"a 1 -", b"\0\0\n", b"a 99\n", b"x 1\n"])
-def test_a_torn_end_counts_as_not_written(tail: bytes, tmp_path: Path) -> None:
+def test_a_torn_end_counts_as_not_written(tail: bytes) -> None:
     """A last line that was cut, or is no line of a journal, takes nothing else along."""
-    path = tmp_path / "journal"
-    path.write_bytes(header_line(RUN).encode() + b"t 5\na 0 3\n" + tail)
-    _, journal = read_journal(path)
+    _, journal = read_journal(header_line(RUN).encode() + b"t 5\na 0 3\n" + tail)
     assert [number for number in range(5) if journal.is_taken(number)] == [0, 3]
 
 
-def test_rows_past_the_end_of_a_journal_from_a_file_are_unsure(tmp_path: Path) -> None:
+def test_rows_past_the_end_of_a_journal_from_a_file_are_unsure() -> None:
     """A row that was sent after the journal's last whole line is neither lost nor never sent."""
-    path = tmp_path / "journal"
-    path.write_text(header_line(RUN) + "t 1\n")
-    content, journal = read_journal(path)
+    content, journal = read_journal((header_line(RUN) + "t 1\n").encode())
     sent = {n: v for n, v in content.row(5).items() if n not in ("unknownField", "defaultProperties")}
     extra = {"unknownField": content.row(5)["unknownField"]} if "unknownField" in content.row(5) else None
     defaults = {**content.row(5).get("defaultProperties", {}), "received_at": "now"}
@@ -57,12 +47,10 @@ def test_rows_past_the_end_of_a_journal_from_a_file_are_unsure(tmp_path: Path) -
     assert judge(content, Journal(), [found]).never_sent.count == 1
 
 
-def test_another_file_is_no_journal(tmp_path: Path) -> None:
+def test_another_file_is_no_journal() -> None:
     """A file that is no journal is said to be none."""
-    path = tmp_path / "journal"
-    path.write_bytes(b"\x89PNG")
     with pytest.raises(JournalUnreadable):
-        read_journal(path)
+        read_journal(b"\x89PNG")
 
 
 def test_a_journal_takes_no_number_twice() -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from counterfoil import __version__
-from counterfoil.cli import audit, backfill, check, conformance, init, password, query, serve, source, trace
+from counterfoil.cli import audit, backfill, check, conformance, init, password, query, selftest, serve, source, trace
 
 HELP = """An event ingest gateway that keeps a counterfoil for every row.
 
@@ -27,6 +27,7 @@ COMMANDS = (
     query.query,
     backfill.backfill,
     conformance.conformance,
+    selftest.selftest,
 )
 
 

@@ -5,8 +5,8 @@
                      ▼         ▼ Answer                                     ▼
                   Journal ◀────┘ ─────────────────────────────────────▶ judge ──▶ Judgement
 
-It needs nothing of the server's inside: it imports no other part of the house, so that a fault of the server can't be
-its own as well. How it is used:
+It needs nothing of the server's inside: it imports no other part of the house but the faulty disk, so that a fault of
+the server can't be its own as well. How it is used:
 
     content = Content("canary0f3a", time_base_ms=now_ms)       # every row follows from this and its number
     journal = Journal()
@@ -31,6 +31,10 @@ A test that wants single requests leaves `Load` out: `numbers = journal.take(n)`
 | `reading` | the rows that a destination holds, whichever kind it is |
 | `judging` | what became of each row: lost, twice, changed, never sent, answered neither way |
 | `canaries` | files that hold a value of a row and must not |
+| `server`, `faults`, `game` | a server of its own, what is done to its processes, and rounds of it under load |
+| `powerloss`, `plug` | power cuts: simulated, and real ones in two steps |
+| `disk` | how long a flush takes on a disk, and whether it is likely to be one |
+| `trials`, `report` | what `counterfoil selftest` tries, and what it says |
 
 Invariants:
 

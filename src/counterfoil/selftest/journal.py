@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 from counterfoil.selftest.answers import RowAnswer
 from counterfoil.selftest.content import Content
@@ -92,15 +91,15 @@ def header_line(content: Content) -> str:
     return f"{_MAGIC} {content.run} {content.time_base_ms}\n"
 
 
-def read_journal(path: Path) -> tuple[Content, Journal]:
-    """The run and the journal of a file. Raises JournalUnreadable when it is none; OSError."""
-    text = path.read_bytes().decode("ascii", errors="replace")
+def read_journal(data: bytes) -> tuple[Content, Journal]:
+    """The run and the journal that the bytes of a file are. Raises JournalUnreadable when they are none."""
+    text = data.decode("ascii", errors="replace")
     # The machine may have ended in the middle of a line, or left zeros where one should be.
     whole = text[: text.rfind("\n") + 1].split("\n")
     magic, _, rest = whole[0].partition(f"{_MAGIC} ")
     run, _, base = rest.partition(" ")
     if magic or not run or not base.isdigit():
-        raise JournalUnreadable(f"{path.name}: expected a first line `{_MAGIC} <run> <time>`")
+        raise JournalUnreadable(f"the journal is none: expected a first line `{_MAGIC} <run> <time>`")
     journal = Journal()
     journal.is_partial = True
     for line in whole[1:]:

@@ -96,6 +96,11 @@ class Load:
             thread.join()
         self._threads = []
 
+    @property
+    def is_working(self) -> bool:
+        """Whether every client still sends; one ends by itself when its answers can't be written down."""
+        return bool(self._threads) and all(thread.is_alive() for thread in self._threads)
+
     def finish(self, seconds: float) -> int:
         """Repeat what is in the pool until each row is answered; how many were not in that time."""
         deadline = time.monotonic() + seconds

@@ -43,7 +43,8 @@ class ServerUnderTest:
     """A configuration, and `counterfoil serve` on it; `more` is TOML for further destinations."""
 
     def __init__(self, directory: Path, *, workers: int = 2, queue: str = "", more: str = "") -> None:
-        self.directory = directory
+        # Commands run in it, so a path that is relative to here would lead elsewhere.
+        self.directory = directory = directory.absolute()
         self.token = f"selftest-{secrets.token_urlsafe(24)}"
         self.config = directory / "counterfoil.toml"
         self._port, self._console_port = _free_port(), _free_port()
@@ -133,20 +134,24 @@ batch_seconds = 0.1
         if status != 0:
             raise ServerFailed(f"SIGTERM ended the server with status {status}; see {self.log}")
 
-    def kill_all(self) -> None:
-        """SIGKILL for every process of it at once; returns when they are gone. Harmless when none runs."""
-        self._end(self._all())
+    def kill_all(self, let_go: Callable[[], None] = lambda: None) -> None:
+        """SIGKILL for every process of it at once; returns when they are gone. Harmless when none runs.
+
+        `let_go` is called when all are killed: on a disk that answers nothing they can't end before.
+        """
+        self._end(self._all(), let_go)
 
     def kill_supervisor(self) -> None:
         """SIGKILL for the supervisor alone; returns when the others have noticed and are gone. Raises ServerFailed."""
         self._end(self._all()[:1])
 
-    def _end(self, killed: list[int]) -> None:
+    def _end(self, killed: list[int], let_go: Callable[[], None] = lambda: None) -> None:
         if self._process is None:
             return
         watched = [descriptor for pid in self._all() if (descriptor := _pidfd(pid)) is not None]
         for pid in killed:
             send(pid, signal.SIGKILL)
+        let_go()
         self._process.wait(WAIT_SECONDS)
         self._process = None
         for descriptor in watched:
