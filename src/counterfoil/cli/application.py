@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from counterfoil import __version__
-from counterfoil.cli import audit, backfill, check, conformance, init, password, query, selftest, serve, source, trace
+from counterfoil.cli import (
+    audit,
+    backfill,
+    check,
+    conformance,
+    init,
+    password,
+    query,
+    rebuild,
+    selftest,
+    serve,
+    source,
+    trace,
+)
 
 HELP = """An event ingest gateway that keeps a counterfoil for every row.
 
@@ -24,6 +37,7 @@ COMMANDS = (
     password.password,
     trace.trace,
     audit.audit,
+    rebuild.rebuild,
     query.query,
     backfill.backfill,
     conformance.conformance,

@@ -376,6 +376,14 @@ class _Unreadable(Exception):
     """A data file that is in the table can't be read."""
 
 
+def ledger_of(path: Path) -> UUID | None:
+    """The ledger that the table at `path` belongs to; None when there is none or it can't be read."""
+    try:
+        return UUID(DeltaTable(path.absolute().as_uri()).metadata().configuration[LEDGER_PROPERTY])
+    except (DeltaError, OSError, KeyError, ValueError):
+        return None
+
+
 def protocol_faults(table: DeltaTable, where: Path) -> list[str]:
     """Features of the table that we would write past, such as deletion vectors."""
     protocol = table.protocol()

@@ -23,6 +23,7 @@ from counterfoil.ledger.carried import Carried, CarriedDestination
 from counterfoil.ledger.kept import AgeMark
 from counterfoil.ledger.ledger import Ledger, Mode
 from counterfoil.ledger.records import (
+    CONTENT_UNKNOWN,
     ROWS_A_GROUP_MAX,
     Books,
     DamageRecord,
@@ -47,6 +48,7 @@ from counterfoil.ledger.records import (
 from counterfoil.ledger.resent import AnyGroup, Cause, Resending, ResentGroup, ResentRow
 
 __all__ = [
+    "CONTENT_UNKNOWN",
     "ROWS_A_GROUP_MAX",
     "AgeMark",
     "AnyGroup",

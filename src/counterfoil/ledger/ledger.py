@@ -15,6 +15,7 @@ The family `default` holds, big-endian:
     destination/NAME                      start group, cursor, base, delivered, dead, again (8 each)
     resent/NAME/GROUP                     nothing; a group of rows sent again that is not delivered yet
     damage/POSITION                       bytes (8), reason; the position packed (16)
+    rebuilt/NAME                          the last group that a destination held when the ledger was rebuilt (8)
     segment/DIRECTORY NUMBER              the last group that names a frame of a segment (8)
     mark/GROUP                            time observed running (8) before which all groups up to this one were settled
     gone/group                            the last group that is gone (8), when in ms (8)
@@ -58,6 +59,7 @@ from counterfoil.ledger.kept import (
     unpack_routed_key,
 )
 from counterfoil.ledger.records import (
+    CONTENT_UNKNOWN,
     FORMAT_VERSION,
     MS_A_DAY,
     ROWS_A_GROUP_MAX,
@@ -79,6 +81,7 @@ from counterfoil.ledger.records import (
     pack_counts,
     pack_damage,
     pack_group,
+    pack_seen,
     settled_at_ms,
     unpack_counts,
     unpack_damage,
@@ -97,7 +100,7 @@ from counterfoil.ledger.resent import (
     unpack_any,
 )
 from counterfoil.ledger.settings import LedgerSettings
-from counterfoil.ledger.store import FACTS, GROUPS, Batch, Store, repeats_family, seen_family
+from counterfoil.ledger.store import FACTS, FAMILIES, GROUPS, Batch, Store, repeats_family, seen_family
 from counterfoil.positions import DirectoryId, FramePosition
 
 Mode = Literal["write", "read"]
@@ -111,6 +114,7 @@ _SOURCE = b"source/"
 _ROUTED = b"routed/"
 _READING = b"reading/"
 _DAMAGE = b"damage/"
+_REBUILT = b"rebuilt/"
 
 _U16 = struct.Struct(">H")
 _U64 = struct.Struct(">Q")
@@ -161,19 +165,44 @@ class Ledger:
             raise
 
     @classmethod
+    def begin_after(cls, path: Path, settings: LedgerSettings, ledger_id: UUID, last_group: GroupNumber) -> Ledger:
+        """A new ledger at `path`, where none is, whose first group is the one after `last_group`."""
+        store = Store(path, settings, is_writer=True)
+        try:
+            _begin(store, ledger_id, last_group)
+            return cls(store, settings.horizon_days * MS_A_DAY, is_writer=True)
+        except BaseException:
+            store.close()
+            raise
+
+    @classmethod
+    def is_whole(cls, path: Path, settings: LedgerSettings, ledger_id: UUID) -> bool:
+        """Whether everything of the ledger at `path` can be read; reads all of it."""
+        try:
+            ledger = cls.open(path, settings, ledger_id, mode="read")
+        except LedgerUnusable:
+            return False
+        try:
+            for family in FAMILIES:
+                for _ in ledger._store.items(family, b""):
+                    pass
+        except LedgerUnusable:
+            return False
+        finally:
+            ledger.close()
+        return True
+
+    @classmethod
+    def stored_last_group(cls, path: Path, settings: LedgerSettings) -> GroupNumber | None:
+        """The number of the last group of the ledger at `path`, as far as it can be read; None when it can't."""
+        packed = _stored(path, settings, _GROUP)
+        return GroupNumber(_U64.unpack(packed)[0]) if packed else None
+
+    @classmethod
     def stored_id(cls, path: Path, settings: LedgerSettings) -> UUID | None:
         """The id that the ledger at `path` has; None when it can't be read or there is none."""
-        try:
-            store = Store(path, settings, is_writer=False)
-        except LedgerUnusable:
-            return None
-        try:
-            packed = store.get(FACTS, _ID)
-            return UUID(bytes=packed) if packed else None
-        except LedgerUnusable:
-            return None
-        finally:
-            store.close()
+        packed = _stored(path, settings, _ID)
+        return UUID(bytes=packed) if packed else None
 
     def close(self) -> None:
         """Close; closing twice is harmless."""
@@ -197,6 +226,7 @@ class Ledger:
         self._reading: dict[DirectoryId, FramePosition] = {}
         self._destinations = Destinations(self._store, facts)
         self._damages: set[FramePosition] = set()
+        self._rebuilt: dict[str, GroupNumber] = {}
         self._kept = Kept(facts)
         for key, value in facts.items():
             if key.startswith(_SOURCE):
@@ -209,6 +239,8 @@ class Ledger:
                 self._reading[position.directory] = position
             elif key.startswith(_DAMAGE):
                 self._damages.add(FramePosition.unpack(key[len(_DAMAGE) :]))
+            elif key.startswith(_REBUILT):
+                self._rebuilt[key[len(_REBUILT) :].decode()] = GroupNumber(_U64.unpack(value)[0])
 
     # What settle reads and writes
 
@@ -478,6 +510,29 @@ class Ledger:
                 self._write(batch)
             return count
 
+    # What a rebuild writes
+
+    def rebuilt_to(self, name: str) -> GroupNumber:
+        """Up to this group a destination holds rows under the numbers of a ledger that was lost; 0 when none was."""
+        return self._rebuilt.get(name, GroupNumber(0))
+
+    def note_rebuilt(self, name: str, last_group: GroupNumber) -> None:
+        """Note that the rows up to this group were found at a destination, not delivered to it."""
+        with self._lock:
+            batch = self._batch()
+            batch.put(FACTS, _REBUILT + name.encode(), _U64.pack(last_group))
+            self._write(batch)
+            self._rebuilt[name] = last_group
+
+    def add_known_keys(self, key_hashes: list[bytes], seqs: list[int], now_ms: int) -> None:
+        """Let keys be known whose first rows nobody has any more; `seqs` are their numbers in the lost ledger."""
+        day = min(now_ms // MS_A_DAY, 65_535)
+        with self._lock:
+            batch = self._batch()
+            values = [pack_seen(Seq(seq), CONTENT_UNKNOWN, day) for seq in seqs]
+            batch.put_all(seen_family(self._generations[-1].number), key_hashes, values)
+            self._write(batch)
+
     # What became of a row
 
     def lookup(self, key_hash: bytes) -> list[FoundRow]:
@@ -599,6 +654,19 @@ class Ledger:
         }
 
 
+def _stored(path: Path, settings: LedgerSettings, key: bytes) -> bytes | None:
+    try:
+        store = Store(path, settings, is_writer=False)
+    except LedgerUnusable:
+        return None
+    try:
+        return store.get(FACTS, key)
+    except LedgerUnusable:
+        return None
+    finally:
+        store.close()
+
+
 def _made_id(made: Path) -> UUID | None:
     try:
         return UUID(made.read_text().strip())
@@ -606,12 +674,15 @@ def _made_id(made: Path) -> UUID | None:
         return None
 
 
-def _begin(store: Store, ledger_id: UUID) -> None:
+def _begin(store: Store, ledger_id: UUID, last_group: int = 0) -> None:
     first = Generation(1, begun_ms=0, observed_ms=0)
     batch = store.batch()
     batch.put(FACTS, _FORMAT, _U16.pack(FORMAT_VERSION))
     batch.put(FACTS, _ID, ledger_id.bytes)
-    batch.put(FACTS, _GROUP, _U64.pack(0))
+    batch.put(FACTS, _GROUP, _U64.pack(last_group))
+    if last_group:
+        # The groups before it are gone with the ledger that had them.
+        Kept({}).put_carried(batch, Carried(GroupNumber(last_group)))
     batch.put(FACTS, _CLOCK, pack_clock(LedgerClock(0, 0)))
     batch.put(FACTS, _GENERATIONS, pack_generations((first,)))
     store.write(batch)

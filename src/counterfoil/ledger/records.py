@@ -32,6 +32,9 @@ FORMAT_VERSION = 3
 ROWS_A_GROUP_MAX = 65_536
 """A row's place in its group is the lower 16 bits of its `seq`."""
 
+CONTENT_UNKNOWN = 2**64 - 1
+"""The content hash of a key whose first row nobody has any more: each repeat of it counts as a duplicate."""
+
 GroupNumber = NewType("GroupNumber", int)
 """From 1, in the order of settling over all writers; 0 stands before the first."""
 

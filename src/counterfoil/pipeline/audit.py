@@ -394,7 +394,9 @@ class _Tally:
         self._expected_of: Counter[str] = Counter()
         self._held_of: Counter[str] = Counter()
         self._reached: int = max(counts.start_group, ledger.carried().last_group)
-        self._asked_to = seq_of(self._reached + 1, 0)
+        # What it held when the ledger was rebuilt it holds under other numbers.
+        self._rebuilt_to = ledger.rebuilt_to(counts.destination)
+        self._asked_to = seq_of(max(self._reached, self._rebuilt_to) + 1, 0)
         self._missing = self._surplus = 0
         self._failure: str | None = None
 
@@ -405,7 +407,8 @@ class _Tally:
             return
         routed = group.routed_to(name)
         self._routed += routed
-        if not self._is_passed(group, routed) or self._held is None:
+        is_passed = self._is_passed(group, routed)
+        if not is_passed or self._held is None or group.number <= self._rebuilt_to:
             return
         if rows.columns is None:
             self._expect_some(group, rows)

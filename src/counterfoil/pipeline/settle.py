@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from counterfoil.contract.facts import KEY_HASH_BYTES, FrameFacts, RowFlag, Verdict
 from counterfoil.ledger import (
+    CONTENT_UNKNOWN,
     ROWS_A_GROUP_MAX,
     DamageRecord,
     Group,
@@ -66,7 +67,7 @@ def judge(flags: RowFlag, content_hash: int, first_content_hash: int | None) -> 
         return Verdict.BLOCKED
     if first_content_hash is None:
         return Verdict.NEW
-    return Verdict.DUPLICATE if content_hash == first_content_hash else Verdict.CONFLICT
+    return Verdict.DUPLICATE if first_content_hash in (content_hash, CONTENT_UNKNOWN) else Verdict.CONFLICT
 
 
 class Judged(msgspec.Struct, frozen=True):
@@ -102,7 +103,7 @@ def judge_rows(
     first_contents[is_seen] = np.frombuffer(b"".join(filter(None, found)), _SEEN)["content"]
     key_of = np.cumsum(is_first) - 1
     verdicts = np.where(flags & RowFlag.TEST, np.uint8(Verdict.TEST), np.uint8(Verdict.BLOCKED))
-    is_same = content_hashes[claiming] == first_contents[key_of]
+    is_same = (content_hashes[claiming] == first_contents[key_of]) | (first_contents[key_of] == CONTENT_UNKNOWN)
     verdicts[claiming] = np.where(is_same, np.uint8(Verdict.DUPLICATE), np.uint8(Verdict.CONFLICT))
     new_rows = firsts[~is_seen]
     verdicts[new_rows] = Verdict.NEW
@@ -180,7 +181,7 @@ def count_sources(
     )
 
 
-class _Reading:
+class Reading:
     """What was read of a writer's directory and is not settled yet."""
 
     def __init__(self, next_position: FramePosition | None) -> None:
@@ -218,7 +219,7 @@ class Settler:
         self._settings = settings
         self._clock = clock
         self._monotonic = monotonic
-        self._readings = {directory: _Reading(position) for directory, position in ledger.reading_positions().items()}
+        self._readings = {directory: Reading(position) for directory, position in ledger.reading_positions().items()}
         self._turn = 0
         self._tended = monotonic()
 
@@ -257,7 +258,7 @@ class Settler:
         rows_left, bytes_left = self._settings.group_rows, self._settings.group_bytes
         row_room = ROWS_A_GROUP_MAX
         for directory in chain(directories[first:], directories[:first]):
-            reading = self._readings.setdefault(directory, _Reading(None))
+            reading = self._readings.setdefault(directory, Reading(None))
             while rows_left > 0 and bytes_left > 0 and (reading.frames or self._read(directory, reading, bytes_left)):
                 while reading.frames and rows_left > 0 and bytes_left > 0:
                     row_count = reading.frames[0].facts.row_count
@@ -270,7 +271,7 @@ class Settler:
                     bytes_left -= frame.frame_bytes
         return taken
 
-    def _read(self, directory: DirectoryId, reading: _Reading, bytes_max: int) -> bool:
+    def _read(self, directory: DirectoryId, reading: Reading, bytes_max: int) -> bool:
         """Whether there are frames that wait now."""
         result = self._source.read(directory, reading.next, min(bytes_max, READ_BYTES))
         if result.is_gone and reading.next is not None:

@@ -1,0 +1,70 @@
+"""`counterfoil rebuild` on a whole server: the ledger lost, and every row in every table once all the same."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from tests.e2e.server import TOKEN, Server, running
+
+ROWS = 60
+SECOND = """
+[[destinations]]
+name = "second"
+type = "delta"
+path = "data/second"
+batch_seconds = 0.1
+"""
+
+
+def send(server: Server, *names: str, value: str = "first") -> None:
+    """Send rows, which must all be acknowledged."""
+    rows = [{"event": "Purchase", "distinctId": name, "eventProperties": {"value": value}} for name in names]
+    answer = httpx.post(f"{server.url}/batch", json={"token": TOKEN, "events": rows}, timeout=30).json()
+    assert all(result["success"] for result in answer["results"])
+
+
+def names_in(path: Path) -> Counter[str]:
+    """How often each distinctId lies in a table."""
+    return Counter(str(row["distinct_id"]) for row in pa.table(DeltaTable(path).to_pyarrow_table()).to_pylist())
+
+
+def lose_the_ledger(server: Server) -> None:
+    shutil.rmtree(server.directory / "data" / "ledger")
+
+
+def test_the_ledger_is_lost_and_rebuilt(tmp_path: Path) -> None:
+    """Rows that one table lacks are sent to it alone, rows that came since are delivered, repeats are known."""
+    server = Server(tmp_path, more=SECOND, workers=2)
+    first = [f"first-{number}" for number in range(ROWS)]
+    second = tmp_path / "data" / "second"
+    with running(server):
+        for start in range(0, ROWS, 6):
+            send(server, *first[start : start + 6])
+        send(server, first[0], first[1], value="other")
+        server.settle_down()
+        server.kill()
+    DeltaTable(second).delete("distinct_id = 'first-3' OR distinct_id = 'first-40'")
+    lose_the_ledger(server)
+    with running(server):
+        send(server, "while-held")
+        assert server.stop() == 0
+    told = server.run("rebuild")
+    assert "sent to it now" in told
+    with running(server):
+        send(server, *first[:5], "later")
+        send(server, first[5], value="other")
+        server.settle_down()
+        expected = Counter([*first, "while-held", "later"])
+        assert names_in(server.lake) == expected
+        assert names_in(second) == expected
+        (source,) = server.status()["sources"]
+        assert (source["new"], source["duplicate"], source["conflict"]) == (ROWS + 2, 5, 3)
+        server.run("audit")
+        server.run("trace", first[0])
+    server.run("rebuild", status=1)
