@@ -49,7 +49,7 @@ class Files(Protocol):
         ...
 
     def make_dir(self, path: Path) -> None:
-        """Make a directory and what lies above it, flushing each new entry; no error when it is there."""
+        """Make a directory and what lies above it, and return when its entry is on disk; no error when it is there."""
         ...
 
     def sync_dir(self, path: Path) -> None:
@@ -71,6 +71,10 @@ class Files(Protocol):
 
 class RealFiles:
     """`Files` of the operating system."""
+
+    def __init__(self) -> None:
+        self._made: set[Path] = set()
+        """Directories whose entry is on disk."""
 
     def create(self, path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
@@ -105,11 +109,19 @@ class RealFiles:
         path.unlink()
 
     def make_dir(self, path: Path) -> None:
-        if path.is_dir():
+        is_there = path.is_dir()
+        if is_there and path in self._made:
             return
-        self.make_dir(path.parent)
-        path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-        self.sync_dir(path.parent)
+        if not is_there:
+            self.make_dir(path.parent)
+            path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
+        try:
+            # Also where it is there: who made it may have been killed before its entry was flushed.
+            self.sync_dir(path.parent)
+        except PermissionError:
+            if not is_there:  # Else it is none of ours: where we can't read, nobody of us made anything.
+                raise
+        self._made.add(path)
 
     def sync_dir(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

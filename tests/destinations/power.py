@@ -21,6 +21,7 @@ class PowerFiles(RealFiles):
     """`RealFiles` that end at their `cut_at`-th operation, and know what is on the disk then."""
 
     def __init__(self, root: Path, cut_at: int | None = None) -> None:
+        super().__init__()
         self._root = root
         self._left = cut_at
         self.operation_count = 0
@@ -59,6 +60,8 @@ class PowerFiles(RealFiles):
     def sync_dir(self, path: Path) -> None:
         self._operate()
         super().sync_dir(path)
+        if not path.is_relative_to(self._root):
+            return
         self._on_disk = {file: kept for file, kept in self._on_disk.items() if file.parent != path}
         for file in filter(Path.is_file, path.iterdir()):
             inode, data = self._flushed.get(file, (0, b""))

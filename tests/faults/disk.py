@@ -116,7 +116,8 @@ class RecordingFiles(FaultyFiles):
 
     def sync_dir(self, path: Path) -> None:
         super().sync_dir(path)
-        self._note("sync_dir", path)
+        if path.is_relative_to(self.root):
+            self._note("sync_dir", path)
 
     def _note(self, name: str, path: Path, target: Path | None = None, data: bytes = b"") -> None:
         found = [file.read_bytes() for file in self.root.rglob(self._shared)]

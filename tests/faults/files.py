@@ -42,6 +42,7 @@ class FaultyFiles(RealFiles):
         code: int = errno.EIO,
         torn_bytes: int = 7,
     ) -> None:
+        super().__init__()
         self.calls: Counter[str] = Counter()
         self._torn_bytes = torn_bytes
         self.break_down(fail, at, times, code)

@@ -43,6 +43,7 @@ from counterfoil.destinations.settings import DeltaSettings
 from counterfoil.errors import FlushFailed, QueueRefused
 from counterfoil.faultydisk.disk import DiskUnavailable, FaultyDisk
 from counterfoil.faultydisk.faults import Fault, Operation
+from counterfoil.faultydisk.tree import CutReport
 from counterfoil.files import Files, RealFiles
 from counterfoil.ledger import Ledger
 from counterfoil.ledger.settings import LedgerSettings
@@ -63,7 +64,7 @@ MIB = 1024 * 1024
 SENDERS = 3
 ROWS_MAX = 40
 ROW_BYTES = 700
-OPERATIONS_MAX = 900
+OPERATIONS_MAX = (60, 250, 900)
 CUTS_MAX = 4
 """Power cuts in a row before it is looked at what lies in the table."""
 EPISODE_CUTS = 20
@@ -92,6 +93,8 @@ class Tally(msgspec.Struct):
     """What lives came to."""
 
     lives: int = 0
+    kills: int = 0
+    """Lives that were killed, and no power cut."""
     verdicts: int = 0
     acknowledged: int = 0
     rows: int = 0
@@ -131,7 +134,7 @@ class Lives:
     def play(self) -> Verdict:
         """Some lives that end in a power cut, then one that goes on to its end, and what it found."""
         for _ in range(self._chance.randrange(1, CUTS_MAX + 1)):
-            self._cut_short(self._chance.randrange(1, OPERATIONS_MAX))
+            self._cut_short(self._chance.randrange(1, self._chance.choice(OPERATIONS_MAX)))
         return self._judged()
 
     def _cut_short(self, operations: int) -> None:
@@ -164,8 +167,14 @@ class Lives:
         acknowledged = {word[1:] for word in said if word[0] == "!"}
         self._acknowledged |= acknowledged
         self._disk.set_faults([])
-        cut = self._disk.power_on(seed)
         tally = self.tally
+        if self._chance.random() < 0.4:
+            # Killed, and the power goes some lives later: what this life did not flush nobody may take for flushed.
+            self._disk.resume()
+            tally.kills += 1
+            cut = CutReport(seed, 0, 0, 0, 0)
+        else:
+            cut = self._disk.power_on(seed)
         tally.acknowledged += len(acknowledged)
         tally.operations += operations
         tally.unflushed_files += cut.unflushed_files

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import mmap
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 from counterfoil.faultydisk.disk import FaultyDisk
 from counterfoil.faultydisk.faults import Fault, Operation
+from counterfoil.files import RealFiles
 from tests.e2e.server import until
 
 CUTS = 12
@@ -212,6 +214,25 @@ def test_a_full_disk_is_full_and_then_has_room(disk: FaultyDisk) -> None:
         (disk.mount_point / "large").write_bytes(bytes(2 << 20))
     (disk.mount_point / "large").unlink()
     (disk.mount_point / "large").write_bytes(bytes(1 << 19))
+
+
+def test_a_directory_that_a_killed_process_made_is_flushed_by_the_next(disk: FaultyDisk) -> None:
+    """It was killed between making the directory and flushing its entry: who finds it there flushes that first."""
+    directory = disk.mount_point / "queue" / "1"
+    for seed in range(6):
+        shutil.rmtree(directory.parent, ignore_errors=True)
+        directory.parent.mkdir()
+        sync_directory(disk.mount_point)
+        directory.mkdir()
+        files = RealFiles()
+        files.make_dir(directory)
+        descriptor = files.create(directory / "segment")
+        files.append(descriptor, b"row")
+        files.fdatasync(descriptor)
+        os.close(descriptor)
+        files.sync_dir(directory)
+        cut(disk, seed)
+        assert (directory / "segment").read_bytes() == b"row"
 
 
 def sync_directory(path: Path) -> None:

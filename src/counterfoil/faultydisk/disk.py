@@ -81,6 +81,13 @@ class FaultyDisk:
         cut = self._order(PowerOn(seed)).cut
         return cut if cut is not None else CutReport(seed, 0, 0, 0, 0)
 
+    def resume(self) -> None:
+        """Mount again after `unplug` with all that was written: no power was cut, only what ran here was killed.
+
+        What was stored through a map and not flushed may be lost all the same.
+        """
+        self._order(PowerOn(None))
+
     def set_faults(self, faults: Iterable[Fault]) -> None:
         """Let these be all faults from now on; none heals it."""
         self._order(SetFaults(list(faults)))

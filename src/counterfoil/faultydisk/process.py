@@ -31,9 +31,9 @@ _DETACH = 2
 
 
 class PowerOn(msgspec.Struct, frozen=True, tag=True):
-    """Mount; after `PowerOff`, with what a power cut of this seed left."""
+    """Mount; after `PowerOff`, with what a power cut of this seed left, or None: with all that was written."""
 
-    seed: int
+    seed: int | None
 
 
 class PowerOff(msgspec.Struct, frozen=True, tag=True):
@@ -190,7 +190,10 @@ class DiskProcess:
         match order:
             case PowerOn(seed):
                 self._leave()
-                self._cut = self._tree.lose_power(seed)
+                if seed is None:
+                    self._tree.forget_all()
+                else:
+                    self._cut = self._tree.lose_power(seed)
                 self._mount()
             case PowerOff(0):
                 self._is_off = True

@@ -355,6 +355,12 @@ class Tree:
                 del self.known[number]
                 self._drop_unused(inode)
 
+    def forget_all(self) -> None:
+        """The kernel knows nothing any more, though no power was cut: nothing is lost."""
+        for inode in list(self.known.values()):
+            self.forget(inode.number, inode.lookups)
+        self.known = {ROOT: self.root}
+
     def _drop_unused(self, inode: Inode) -> None:
         if inode.link_count <= 0 and inode.lookups <= 0 and isinstance(inode, File):
             self.used_bytes -= _room(inode)
