@@ -16,6 +16,7 @@ import itertools
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -41,8 +42,10 @@ RECKONINGS_A_SERVER = 4
 DOWN_SECONDS_MAX = 2.5
 CLIENT_TIMEOUT_SECONDS = 10.0
 
-# Small segments and early merges, so that a few minutes pass what else takes days.
-QUEUE = "segment_bytes = 1048576"
+# Small segments and early merges, so that a few minutes pass what else takes days; every other server keeps no segment
+# longer than destinations need it.
+QUEUES = ("segment_bytes = 1048576", "segment_bytes = 1048576\nretention_days = 0")
+LAKE = "merge_commits = 5\nkeep_hours = 0.005"
 
 
 @contextlib.contextmanager
@@ -65,7 +68,7 @@ def a_game(
                 f'[[destinations]]\nname = "pg"\ntype = "postgres"\ndsn = "{postgres.dsn()}"\nbatch_seconds = 0.1'
             )
             readers["pg"] = lambda: read_postgres(postgres.dsn())
-        server = ServerUnderTest(directory / "server", queue=QUEUE, more="\n".join(more))
+        server = ServerUnderTest(directory / "server", queue=QUEUES[seed % 2], lake=LAKE, more="\n".join(more))
         readers["lake"] = lambda: read_delta(server.lake)
         turns = itertools.count()
 
@@ -196,6 +199,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     parser.add_argument("--report", type=Path, help="write the report there, as JSON")
     asked = parser.parse_args()
+    # By SIGTERM, too, everything that was started is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     # That PostgreSQL takes a while to come up again is part of the game.
     stamina.instrumentation.set_on_retry_hooks([])
     rounds_wanted = asked.rounds or (sys.maxsize if asked.minutes else 32)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -58,12 +60,23 @@ def selftest(
     free_bytes = shutil.disk_usage(data_dir).free
     if free_bytes < FREE_BYTES_MIN:
         _refuse(f"{data_dir}: expected 1 GiB of free space, found {free_bytes / FREE_BYTES_MIN:.1f}")
-    if journal is not None and real:
-        _send_until_the_end(data_dir / REAL_DIRECTORY, journal)
-    elif journal is not None:
-        _judge_afterwards(data_dir / REAL_DIRECTORY, journal, as_json)
-    else:
-        _try(data_dir, minutes * 60, secrets.randbits(32) if seed is None else seed, power_loss, as_json)
+    with _unwound_by_sigterm():
+        if journal is not None and real:
+            _send_until_the_end(data_dir / REAL_DIRECTORY, journal)
+        elif journal is not None:
+            _judge_afterwards(data_dir / REAL_DIRECTORY, journal, as_json)
+        else:
+            _try(data_dir, minutes * 60, secrets.randbits(32) if seed is None else seed, power_loss, as_json)
+
+
+@contextlib.contextmanager
+def _unwound_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends what was started here as well, as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(NO))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _try(data_dir: Path, seconds: float, seed: int, with_power_cuts: bool, as_json: bool) -> NoReturn:

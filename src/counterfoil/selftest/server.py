@@ -40,9 +40,12 @@ class Part(StrEnum):
 
 
 class ServerUnderTest:
-    """A configuration, and `counterfoil serve` on it; `more` is TOML for further destinations."""
+    """A configuration, and `counterfoil serve` on it.
 
-    def __init__(self, directory: Path, *, workers: int = 2, queue: str = "", more: str = "") -> None:
+    `queue` and `lake` are further lines of TOML for the queue and for the table, `more` is for further destinations.
+    """
+
+    def __init__(self, directory: Path, *, workers: int = 2, queue: str = "", lake: str = "", more: str = "") -> None:
         # Commands run in it, so a path that is relative to here would lead elsewhere.
         self.directory = directory = directory.absolute()
         self.token = f"selftest-{secrets.token_urlsafe(24)}"
@@ -74,6 +77,7 @@ name = "lake"
 type = "delta"
 path = "data/lake"
 batch_seconds = 0.1
+{lake}
 
 {more}
 """
