@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
 
-from counterfoil.ledger import Ledger
+from counterfoil.ledger import Ledger, pack_seen, seq_of
+from counterfoil.ledger.records import Settled
 from counterfoil.ledger.settings import MIB, LedgerSettings
+from counterfoil.ledger.store import READ_AT_OPENING_BYTES
 from tests.ledger.test_ledger import DAY_MS, LEDGER_ID, SETTINGS, one_row, opened
 
 GROUPS = 120
@@ -85,3 +88,25 @@ def test_a_reader_works_when_nothing_runs(tmp_path: Path) -> None:
     reader = Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
     assert reader.last_group() == 1
     reader.close()
+
+
+def test_the_log_that_a_reader_has_to_read_is_kept_short(tmp_path: Path) -> None:
+    """As time passes what was written is sorted into files: who opens it has little log to read, and all facts."""
+    ledger = opened(tmp_path)
+    keys = [number.to_bytes(16, "big") for number in range(40_000)]
+    seen = [pack_seen(seq_of(1, number), 1, 2) for number in range(len(keys))]
+    ledger.record(Settled(group=None, reading_positions=(), new_keys=keys, seen=seen))
+
+    def log_bytes() -> int:
+        return sum(path.stat().st_size for path in (tmp_path / "ledger").glob("*.log"))
+
+    assert log_bytes() > READ_AT_OPENING_BYTES
+    ledger.tend(1, 1)
+    deadline = time.monotonic() + 60
+    while log_bytes() >= READ_AT_OPENING_BYTES:
+        assert time.monotonic() < deadline, "the log is as long as before"
+        time.sleep(0.01)
+    reader = Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
+    assert reader.seen(keys) == seen
+    reader.close()
+    ledger.close()

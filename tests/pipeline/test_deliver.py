@@ -591,3 +591,23 @@ class TestDecisions:
     def test_two_cursors(self, held: int | None, copy: int, start: int, last: int, check: CursorCheck) -> None:
         """The destination's is the truth, as far as this ledger can have made it."""
         assert compare_cursors(held, copy, start, last) is check
+
+
+def test_without_room_nothing_is_handed_over(ledger: Ledger, queue: MemoryQueue) -> None:
+    """A destination for which there is no room is down, keeps what waits, and goes on when there is room."""
+    house = House(ledger, queue, MemoryDestination())
+    is_full = True
+
+    def look() -> None:
+        if is_full:
+            raise DestinationDown("make room")
+
+    house.deliverer._look_for_room = look
+    house.settle("a", "b")
+    with house.running():
+        house.await_signal()
+        assert (house.status(), house.counts().pending) == (DeliveryStatus.DOWN, 2)
+        is_full = False
+        while not house.counts().delivered:
+            house.await_signal()
+    assert house.counts().delivered == 2

@@ -321,6 +321,7 @@ class Ledger:
             batch.put(FACTS, _GENERATIONS, pack_generations(plan.kept))
             self._write(batch)
             self._clock, self._generations = clock, plan.kept
+            self._store.shorten_log()
 
     # What retention reads and writes
 

@@ -74,6 +74,9 @@ _OPEN_TRIES = 5
 _CATCH_UP_TRIES = 100
 _AFTER_ALL_KEYS = b"\xff" * 32
 
+READ_AT_OPENING_BYTES = MIB
+"""How long the log may be when nothing much is written: reading it takes some 25 ms a MiB."""
+
 COMMITTED = "committed"
 _COMMITTED = struct.Struct(">QQ")
 
@@ -371,6 +374,28 @@ class Store:
                 raise LedgerDamaged(f"{self._path}: {_said(error)}") from None
             raise LedgerWriteFailed(f"{self._path}: {_said(error)}") from None
         self._note_commit()
+
+    def shorten_log(self) -> None:
+        """Sort what was written into files when the log has grown: a reader that opens the store reads all of the log.
+
+        Returns at once, the rest is done beside. Raises LedgerWriteFailed.
+        """
+        if sum(_size(path) for path in self._path.glob("*.log")) < READ_AT_OPENING_BYTES:
+            return
+        try:
+            for family in self._families.values():
+                family.flush(wait=False)
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            raise LedgerWriteFailed(f"{self._path}: {_said(error)}") from None
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _checksum(number: int) -> int:

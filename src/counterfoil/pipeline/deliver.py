@@ -104,8 +104,12 @@ class Deliverer:
         jitter: Callable[[], float] = random.random,
         observer: DeliveryObserver | None = None,
         on_state: Callable[[DeliveryState], None] = lambda _: None,
+        look_for_room: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_state` is called from the thread of `run`, whenever it goes otherwise than before."""
+        """`on_state` is called from the thread of `run`, whenever it goes otherwise than before.
+
+        `look_for_room` raises DestinationDown when there is no room for a delivery.
+        """
         self.name = destination.name
         self.state = DeliveryState(DeliveryStatus.STARTING, since_ms=clock_ms())
         self._destination = destination
@@ -117,6 +121,7 @@ class Deliverer:
         self._jitter = jitter
         self._observer = observer
         self._on_state = on_state
+        self._look_for_room = look_for_room
         self._woken = threading.Event()
         self._failure_count = 0
         self._handover = Handover(destination.name, ledger, source)
@@ -201,6 +206,7 @@ class Deliverer:
 
     def _deliver(self) -> None:
         gathered, self._gathered = self._gathered, _Gathered()
+        self._look_for_room()
         reach("deliver.before")
         began = self._monotonic()
         receipt = self._destination.deliver(Delivery(gathered.first_group, gathered.last_group, gathered.rows))

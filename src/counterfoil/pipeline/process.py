@@ -19,13 +19,14 @@ from uuid import UUID
 import structlog
 
 from counterfoil.destinations.build import build_destination
-from counterfoil.destinations.settings import DestinationSettings
+from counterfoil.destinations.settings import DeltaSettings, DestinationSettings
 from counterfoil.errors import LedgerInUse, LedgerUnusable, LedgerWriteFailed
 from counterfoil.files import RealFiles
 from counterfoil.ledger import Ledger
 from counterfoil.lifeline import Lifeline
 from counterfoil.pipeline.deliver import Deliverer, DeliveryState
 from counterfoil.pipeline.retention import Retention, tell_unset
+from counterfoil.pipeline.room import Room
 from counterfoil.pipeline.settle import Settler
 from counterfoil.pipeline.task import PipelineTask
 from counterfoil.queue import FrameSource
@@ -223,7 +224,18 @@ def make_deliverer(
     def tell(state: DeliveryState) -> None:
         line.condition(settings.name, f"{state.status}: {state.reason}" if state.reason else state.status)
 
-    return Deliverer(destination, ledger, queue, settings, clock_ms=_clock_ms, observer=metrics, on_state=tell)
+    return Deliverer(
+        destination, ledger, queue, settings,
+        clock_ms=_clock_ms, observer=metrics, on_state=tell, look_for_room=room_for(settings, task),
+    )  # fmt: skip
+
+
+def room_for(settings: DestinationSettings, task: PipelineTask) -> Callable[[], None]:
+    """What looks before each delivery whether there is room for it; only a table on our own disk needs any."""
+    room = Room(task.data_dir, RealFiles(), task.queue)
+    if not isinstance(settings, DeltaSettings) or "://" in str(settings.path):
+        return lambda: None
+    return room.look if room.is_shared_with(task.data_dir / settings.path) else lambda: None
 
 
 def _clock_ms() -> int:
