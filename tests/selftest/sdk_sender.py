@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from ours_privacy import APIConnectionError, APIStatusError, OursPrivacy
+from ours_privacy import APIConnectionError, APIResponseValidationError, APIStatusError, OursPrivacy
 
-from counterfoil.selftest.answers import Answer, read_batch_answer, read_track_answer, silence
+from counterfoil.selftest.answers import Answer, RowAnswer, read_batch_answer, read_track_answer, silence
 
 _SDK_NAMES = {
     "distinctId": "distinct_id",
@@ -50,6 +50,9 @@ class SdkSender:
             answer = self._track(events[0]) if by_track else self._batch(events)
         except APIConnectionError:
             return silence(len(rows))
+        except APIResponseValidationError as error:
+            # Its types are another reading of the contract than ours.
+            return Answer(error.status_code, (RowAnswer.NEITHER,) * len(rows))
         except APIStatusError as error:
             answer = error.response
         if by_track:

@@ -77,3 +77,15 @@ def test_failures_that_the_contract_allows_are_repeated_and_no_fault() -> None:
     assert told.unsure == 0
     assert load.counts.silent_requests > 0
     assert load.counts.repeated_rows > 0
+
+
+def test_a_client_that_ends_before_its_time_is_told() -> None:
+    """When a client can't go on, whoever stops the clients is told why."""
+
+    def refuse(_: str) -> None:
+        raise OSError("no room for the journal")
+
+    with small_server(Breakage.NONE) as server:
+        load = Load(RUN, Journal(refuse), lambda: HttpSender(server.url, "token"), clients=1)
+        with pytest.raises(OSError, match="no room"):
+            load.run_until(1)

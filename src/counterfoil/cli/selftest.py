@@ -126,6 +126,9 @@ def _send_until_the_end(directory: Path, journal: Path) -> NoReturn:
         send_until_the_end(directory, record, lambda: True)
     except ServerFailed as failure:
         complain(failure)
+    except OSError as error:
+        # An answer that can't be written down proves nothing, so the clients have ended.
+        complain(OSError(f"the journal can't be written: {error.strerror}"))
     except KeyboardInterrupt:
         _say("ended without a cut; --resume judges it all the same")
     raise typer.Exit(NO)

@@ -72,6 +72,7 @@ class Load:
         self._client_count = clients
         self._rows_per_second_max = rows_per_second_max
         self._rows_wanted: int | None = None
+        self._failure: Exception | None = None
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
@@ -87,14 +88,21 @@ class Load:
         self.start()
         for thread in self._threads:
             thread.join()
+        self.stop()
         self._rows_wanted = None
 
     def stop(self) -> None:
-        """Return when no client sends any more. What has no answer stays in the pool."""
+        """Return when no client sends any more. What has no answer stays in the pool.
+
+        Raises what has ended a client before its time.
+        """
         self._stop.set()
         for thread in self._threads:
             thread.join()
         self._threads = []
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     @property
     def is_working(self) -> bool:
@@ -119,6 +127,13 @@ class Load:
         return len(self._pool)
 
     def _work(self) -> None:
+        try:
+            self._send_on()
+        except Exception as failure:
+            # A client that ended unseen would leave a campaign that tries less than it says.
+            self._failure = failure
+
+    def _send_on(self) -> None:
         sender = self._open_sender()
         try:
             failures = 0

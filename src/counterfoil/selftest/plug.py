@@ -50,8 +50,9 @@ def send_until_the_end(directory: Path, record: Callable[[str], None], go_on: Ca
         while go_on() and load.is_working:
             time.sleep(_POLL_SECONDS)
     finally:
-        load.stop()
+        # First: `stop` raises what has ended a client.
         server.kill_all()
+        load.stop()
     return journal
 
 
