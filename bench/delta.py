@@ -24,6 +24,7 @@ import numpy as np
 import structlog
 
 from counterfoil.destinations.delta import DeltaDestination
+from counterfoil.destinations.delta_address import TableAddress
 from counterfoil.destinations.interface import DeliveredRow, Delivery
 from counterfoil.destinations.settings import DeltaSettings
 from counterfoil.errors import FrameDamaged
@@ -191,7 +192,7 @@ def measured_commits(directory: Path, commits: int, stretch: int) -> list[Commit
 def _destination(directory: Path) -> DeltaDestination:
     return DeltaDestination(
         DeltaSettings(name="lake"),
-        path=directory / "lake",
+        address=TableAddress(directory / "lake", ""),
         ledger_id=LEDGER,
         files=RealFiles(),
         quarantine=directory / "quarantine",

@@ -113,8 +113,8 @@ def test_settings_survive_the_way_to_another_process(monkeypatch: pytest.MonkeyP
             f'destinations[0].type (from {FILE}): expected "delta" or "postgres" or "webhook", found a text',
         ),
         (
-            SOURCE + "[[destinations]]\nname = 'x'\npath = 's3://bucket/x'",
-            f"destinations[0].path (from {FILE}): expected a directory of this machine, found a URL",
+            SOURCE + "[[destinations]]\nname = 'x'\npath = 'ftp://bucket/x'",
+            f"destinations[0].path (from {FILE}): expected a directory, or a URL of s3, s3a",
         ),
         (
             SOURCE + "[[destinations]]\nname = 'x'\ntype = 3",

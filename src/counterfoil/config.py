@@ -15,6 +15,7 @@ import difflib
 import json
 import math
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from counterfoil.console.settings import ConsoleSettings, is_loopback
 from counterfoil.contract.limits import Limits
-from counterfoil.destinations.settings import DeltaSettings, DestinationSettings
+from counterfoil.destinations.settings import STORE_SCHEMES, DeltaSettings, DestinationSettings, is_store_url
 from counterfoil.errors import SettingsInvalid
 from counterfoil.gateway.settings import GatewaySettings
 from counterfoil.ledger.settings import LedgerSettings
@@ -41,6 +42,8 @@ OTHER_VARIABLES = frozenset({FILE_VARIABLE, "COUNTERFOIL_FAILPOINTS"})
 """Names with our prefix that are no settings."""
 
 DEFAULT_DESTINATION = "lake"
+STORE_PLACE = re.compile(r"[^/@?#]+(@[^/@:?#]+)?/[^@?#]+")
+"""Bucket, for Azure with its account, and a prefix."""
 
 
 class Settings(BaseModel):
@@ -115,11 +118,12 @@ def disagreements(settings: Settings) -> Iterator[tuple[str, str]]:
     if not settings.sources:
         yield "sources", "expected at least one [[sources]]; `counterfoil source add NAME` adds one"
     yield from _repeated("name", [destination.name for destination in settings.destinations])
-    tables = [one.path if isinstance(one, DeltaSettings) else None for one in settings.destinations]
-    yield from _repeated("path", tables)
-    for index, path in enumerate(tables):
-        if path is not None and "://" in path:
-            yield f"destinations[{index}].path", "expected a directory of this machine, found a URL"
+    yield from _repeated(
+        "path", [one.path if isinstance(one, DeltaSettings) else None for one in settings.destinations]
+    )
+    for index, one in enumerate(settings.destinations):
+        if isinstance(one, DeltaSettings):
+            yield from _misplaced(f"destinations[{index}]", one)
     gateway, console = settings.gateway, settings.console
     if gateway.tls_cert and not gateway.tls_key:
         yield "gateway.tls_key", "expected a path, because gateway.tls_cert is set"
@@ -134,6 +138,17 @@ def disagreements(settings: Settings) -> Iterator[tuple[str, str]]:
         )
     if gateway.bodies_bytes_max < settings.limits.body_bytes_max:
         yield "gateway.bodies_bytes_max", "expected at least limits.body_bytes_max"
+
+
+def _misplaced(key: str, table: DeltaSettings) -> Iterator[tuple[str, str]]:
+    if is_store_url(table.path):
+        scheme, _, place = table.path.partition("://")
+        if scheme not in STORE_SCHEMES:
+            yield f"{key}.path", f"expected a directory, or a URL of {', '.join(STORE_SCHEMES)}"
+        elif not STORE_PLACE.fullmatch(place):
+            yield f"{key}.path", f"expected {scheme}://bucket/prefix; what is secret belongs into storage_options"
+    elif table.storage_options:
+        yield f"{key}.storage_options", "expected none, because path is a directory of this machine"
 
 
 def _repeated(field: str, values: Sequence[str | None]) -> Iterator[tuple[str, str]]:
@@ -167,8 +182,7 @@ def _placed(destination: DestinationSettings, directory: Path, data_dir: Path) -
         return destination
     if "path" not in destination.model_fields_set:
         return destination.model_copy(update={"path": str(data_dir / "lake")})
-    if "://" in destination.path:
-        # Left as it is, for `disagreements` to name it.
+    if is_store_url(destination.path):
         return destination
     return destination.model_copy(update={"path": str(directory / Path(destination.path).expanduser())})
 
@@ -301,7 +315,7 @@ def _may_be_shown(path: Sequence[str | int], value: Any) -> bool:
     return isinstance(value, int | float) and not any(word in str(part) for part in path for word in _SECRET)
 
 
-_SECRET = ("token", "secret", "password", "dsn", "url")
+_SECRET = ("token", "secret", "password", "dsn", "url", "storage_options")
 """Words in the keys whose values are secrets or hold one."""
 
 

@@ -103,6 +103,8 @@ def kind_of(annotation: Any, metadata: Iterable[Any] = ()) -> str:
         return " or ".join(dict.fromkeys(kind_of(part, metadata) for part in arguments if part is not type(None)))
     if origin is Literal:
         return " or ".join(f'"{value}"' for value in arguments)
+    if origin is dict:
+        return f"a table, each value {kind_of(arguments[1])}"
     if origin is tuple:
         return f"a list, each {kind_of(arguments[0])}"
     if _is_model(annotation):

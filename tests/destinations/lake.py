@@ -11,6 +11,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from counterfoil.destinations.delta import DeltaDestination
+from counterfoil.destinations.delta_address import TableAddress
 from counterfoil.destinations.settings import DeltaSettings
 from counterfoil.files import Files, RealFiles
 
@@ -33,12 +34,17 @@ def lake(
     """The destination `lake` with its table below `root`."""
     return DeltaDestination(
         DeltaSettings(name="lake", **settings),
-        path=root / "lake",
+        address=address(root),
         ledger_id=ledger_id,
         files=files or RealFiles(),
         quarantine=root / "quarantine",
         clock_ms=clock or Clock(),
     )
+
+
+def address(root: Path) -> TableAddress:
+    """Where the table lies."""
+    return TableAddress(root / "lake", "")
 
 
 def table(root: Path) -> DeltaTable:

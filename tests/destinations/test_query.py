@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from counterfoil.destinations.delta_address import TableAddress
 from counterfoil.destinations.query import run_query
 from counterfoil.errors import QueryRefused
-from tests.destinations.lake import lake
+from tests.destinations.lake import address, lake
 from tests.destinations.making import delivery
 
 
@@ -24,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_names_and_rows_come_back(path: Path) -> None:
     """A query gives the names of its columns and Python values, NUL and times included."""
-    result = run_query(path, "SELECT event, time, user_id, seq FROM events ORDER BY seq DESC LIMIT 1")
+    result = run_query(TableAddress(path, ""), "SELECT event, time, user_id, seq FROM events ORDER BY seq DESC LIMIT 1")
     assert result.columns == ("event", "time", "user_id", "seq")
     ((event, time, user_id, seq),) = result.rows()
     assert (event, user_id, seq) == ("a\0b", None, 2 * 65_536 + 4)
@@ -46,7 +47,7 @@ def test_names_and_rows_come_back(path: Path) -> None:
 )
 def test_what_reads_is_run(path: Path, sql: str, rows: list[tuple[object, ...]]) -> None:
     """Plain queries, common table expressions, values, comments and brackets."""
-    assert list(run_query(path, sql).rows()) == rows
+    assert list(run_query(TableAddress(path, ""), sql).rows()) == rows
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_what_writes_is_refused(path: Path, tmp_path: Path, sql: str) -> None:
     """Only statements that read are run: no file is written, no table changed."""
     out = tmp_path / "out.csv"
     with pytest.raises(QueryRefused, match="expected one statement that reads"):
-        run_query(path, sql.replace("{out}", str(out)))
+        run_query(TableAddress(path, ""), sql.replace("{out}", str(out)))
     assert not out.exists()
 
 
@@ -84,21 +85,21 @@ def test_what_writes_is_refused(path: Path, tmp_path: Path, sql: str) -> None:
 def test_a_wrong_statement_is_told_in_one_line(path: Path, sql: str, message: str) -> None:
     """The message says what is wrong with the statement, on one line."""
     with pytest.raises(QueryRefused, match=message) as refused:
-        run_query(path, sql)
+        run_query(TableAddress(path, ""), sql)
     assert "\n" not in str(refused.value)
 
 
 def test_a_fault_that_shows_only_while_reading_is_told_too(path: Path) -> None:
     """A cast that fails in the middle of the rows ends in the same error."""
     with pytest.raises(QueryRefused) as refused:
-        list(run_query(path, "SELECT event::int FROM events").rows())
+        list(run_query(TableAddress(path, ""), "SELECT event::int FROM events").rows())
     assert "\n" not in str(refused.value)
 
 
 def test_a_table_that_is_not_there_yet(tmp_path: Path) -> None:
     """Before the pipeline's first start the message says so."""
     with pytest.raises(QueryRefused, match="there is no table yet"):
-        run_query(tmp_path / "lake", "SELECT 1")
+        run_query(address(tmp_path), "SELECT 1")
 
 
 def test_queries_work_while_the_pipeline_writes(tmp_path: Path) -> None:
@@ -119,12 +120,12 @@ def test_queries_work_while_the_pipeline_writes(tmp_path: Path) -> None:
     writer.start()
     seen = [3]
     while not done.is_set():
-        ((count, distinct),) = run_query(tmp_path / "lake", "SELECT count(*), count(DISTINCT seq) FROM events").rows()
+        ((count, distinct),) = run_query(address(tmp_path), "SELECT count(*), count(DISTINCT seq) FROM events").rows()
         assert isinstance(count, int)
         assert count == distinct
         assert count % 3 == 0
         seen.append(count)
     writer.join()
     assert seen == sorted(seen)
-    ((count,),) = run_query(tmp_path / "lake", "SELECT count(*) FROM events").rows()
+    ((count,),) = run_query(address(tmp_path), "SELECT count(*) FROM events").rows()
     assert count == 59 * 3

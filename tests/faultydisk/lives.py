@@ -39,6 +39,7 @@ from deltalake import DeltaTable
 from counterfoil.contract.facts import key_hash, key_prefix
 from counterfoil.datadir import DataDir
 from counterfoil.destinations.delta import DeltaDestination
+from counterfoil.destinations.delta_address import TableAddress
 from counterfoil.destinations.settings import DeltaSettings
 from counterfoil.errors import FlushFailed, QueueRefused
 from counterfoil.faultydisk.disk import DiskUnavailable, FaultyDisk
@@ -311,7 +312,7 @@ class Stack:
         self.ledger.register_destination("lake")
         self.destination = DeltaDestination(
             settings,
-            path=data_dir.lake,
+            address=TableAddress(data_dir.lake, ""),
             ledger_id=self.ledger_id,
             files=RealFiles(),
             quarantine=data_dir.quarantine,

@@ -1,17 +1,20 @@
 """A life of the pipeline over a fixed list of frames, which a test may end at any point and begin again.
 
-Run as `python -m tests.pipeline.delivering ROOT FRAMES`: settles and delivers until everything is in the table, a
+Run as `python -m tests.pipeline.delivering ROOT FRAMES [URL]`: settles and delivers until everything is in the table, a
 group a delivery, upkeep after each. The queue is in memory and the same in every life; the ledger and the table lie
-below ROOT.
+below ROOT, or the table at an object store's URL, reached by the JSON in $STORAGE_OPTIONS.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
 from pathlib import Path
 
 from counterfoil.destinations.delta import DeltaDestination
+from counterfoil.destinations.delta_address import TableAddress
 from counterfoil.destinations.settings import DeltaSettings
 from counterfoil.files import RealFiles
 from counterfoil.ledger import Books, Ledger
@@ -20,7 +23,7 @@ from counterfoil.pipeline.deliver import Deliverer
 from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.pipeline.settle import Settler
 from counterfoil.positions import DirectoryId
-from tests.destinations.lake import LEDGER
+from tests.destinations.lake import LEDGER, address
 from tests.pipeline.frames import MemoryQueue, Row
 
 WRITER = DirectoryId(b"writer-1")
@@ -32,7 +35,7 @@ def new_ids(frame: int) -> list[str]:
     return [f"{frame}-{row}" for row in range(ROWS_A_FRAME)]
 
 
-def one_life(root: Path, frame_count: int) -> Books:
+def one_life(root: Path, frame_count: int, place: TableAddress | None = None) -> Books:
     """Settle and deliver all frames; the books at the end."""
     queue = MemoryQueue()
     for frame in range(frame_count):
@@ -43,7 +46,7 @@ def one_life(root: Path, frame_count: int) -> Books:
         settings = DeltaSettings(name="lake", batch_seconds=0, merge_commits=2, keep_hours=0)
         destination = DeltaDestination(
             settings,
-            path=root / "lake",
+            address=place or address(root),
             ledger_id=LEDGER,
             files=RealFiles(),
             quarantine=root / "quarantine",
@@ -71,4 +74,5 @@ def _clock_ms() -> int:
 
 
 if __name__ == "__main__":
-    one_life(Path(sys.argv[1]), int(sys.argv[2]))
+    urls = [TableAddress(None, url, json.loads(os.environ["STORAGE_OPTIONS"])) for url in sys.argv[3:]]
+    one_life(Path(sys.argv[1]), int(sys.argv[2]), *urls)

@@ -9,7 +9,6 @@ import json
 import math
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +18,7 @@ from counterfoil.cli.printing import print_line, print_table
 
 if TYPE_CHECKING:
     from counterfoil.config import Settings
+    from counterfoil.destinations.delta_address import TableAddress
 
 ROWS_SHOWN = 1000
 
@@ -43,7 +43,7 @@ def query(
     from counterfoil.config import load_settings
     from counterfoil.destinations.query import run_query
 
-    result = run_query(_table_path(load_settings(config), destination), sql)
+    result = run_query(_address(load_settings(config), destination), sql)
     if as_json:
         _print_document(result.columns, result.rows())
         return
@@ -53,17 +53,18 @@ def query(
         print_line(f"and more than these {ROWS_SHOWN:,} rows; --json prints all")
 
 
-def _table_path(settings: Settings, name: str | None) -> Path:
+def _address(settings: Settings, name: str | None) -> TableAddress:
     """Where the table of a destination lies; raises QueryRefused when there is none."""
+    from counterfoil.destinations.delta_address import table_address
     from counterfoil.destinations.settings import DeltaSettings
     from counterfoil.errors import QueryRefused
 
-    tables = {one.name: one.path for one in settings.destinations if isinstance(one, DeltaSettings)}
+    tables = {one.name: one for one in settings.destinations if isinstance(one, DeltaSettings)}
     if not tables:
         raise QueryRefused("no destination of the configuration is a Delta Lake table")
     if name is not None and name not in tables:
         raise QueryRefused(f"{name}: no Delta Lake table of the configuration; there are: {', '.join(tables)}")
-    return Path(tables[name or next(iter(tables))])
+    return table_address(tables[name or next(iter(tables))], settings.data_dir)
 
 
 def _print_document(columns: tuple[str, ...], rows: Iterator[tuple[object, ...]]) -> None:

@@ -134,9 +134,10 @@ def _table_id(settings: Settings) -> UUID | None:
 
     for each in settings.destinations:
         if isinstance(each, DeltaSettings):
-            from counterfoil.destinations.delta import ledger_of
+            from counterfoil.destinations.delta_address import table_address
+            from counterfoil.destinations.delta_table import ledger_of
 
-            found = ledger_of(settings.data_dir / each.path)
+            found = ledger_of(table_address(each, settings.data_dir))
             if found is not None:
                 return found
     return None

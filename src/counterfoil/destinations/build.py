@@ -27,10 +27,11 @@ def build_destination(
     match settings:
         case DeltaSettings():
             from counterfoil.destinations.delta import DeltaDestination
+            from counterfoil.destinations.delta_address import table_address
 
             return DeltaDestination(
                 settings,
-                path=base / settings.path,
+                address=table_address(settings, base),
                 ledger_id=ledger_id,
                 files=files,
                 quarantine=quarantine,

@@ -73,6 +73,9 @@ TABLE_SCHEMA = Schema(
     ]
 )
 
+STATISTICS = ("seq", "source", "time", "received_at")
+"""The columns whose least and greatest value the log holds for each file."""
+
 ROW_GROUP_ROWS = 65_536
 ROW_GROUP_BYTES = 64 * 1024 * 1024
 """Of a row group in memory; whoever reads one needs that much."""
@@ -137,7 +140,7 @@ class FileStatistics:
         self.row_count += table.num_rows
         for name in COLUMNS.names:
             self._nulls[name] += table.column(name).null_count
-        for name in ("seq", "source", "time", "received_at"):
+        for name in STATISTICS:
             column = table.column(name)
             if column.type == _TIME:
                 column = column.cast(pa.int64())

@@ -26,14 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from counterfoil.aside import copy_aside
+from counterfoil.destinations.delta_table import CommitNote, note_of
 from counterfoil.errors import DestinationRefused
 from counterfoil.files import FILE_MODE, Files
 
 LOG_ENTRIES_MAX = 1000
 """Entries below the newest checkpoint that stay for readers; a commit lists the directory and looks at each."""
-
-COMMIT_KEY = "counterfoil"
-"""Under this name `commitInfo` holds a `CommitNote`."""
 
 _ENTRY = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
@@ -41,18 +39,6 @@ _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
 _ANY_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.(?:.+\.)?(?:parquet|json)")
 # What object stores of the Rust kind and our own `write_whole` leave behind when they are killed.
 _STAGING = re.compile(r".*\.json#\d+|.*\.parquet#\d+|_last_checkpoint#\d+|_commit_.*\.tmp|\..*\.tmp")
-
-
-class CommitNote(msgspec.Struct, frozen=True):
-    """What a commit of ours says of itself in the log."""
-
-    kind: str
-    """`create`, `delivery`, `merge` or `settings`."""
-    action_count: int
-    """Actions beside `commitInfo`: an entry that holds fewer is torn."""
-    first_group: int = 0
-    last_group: int = 0
-    row_count: int = 0
 
 
 class TableLog:
@@ -138,7 +124,7 @@ class TableLog:
         """What a commit of ours says of itself; None when it is another's or its entry is gone."""
         for action in self._actions([version]):
             if "commitInfo" in action:
-                return _note(action["commitInfo"])
+                return note_of(action["commitInfo"])
         return None
 
     def removed(self) -> dict[str, int] | None:
@@ -222,18 +208,13 @@ def is_whole(entry: bytes) -> bool:
     try:
         actions = [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
         infos = [action["commitInfo"] for action in actions if "commitInfo" in action]
-        note = _note(infos[0]) if infos else None
+        note = note_of(infos[0]) if infos else None
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return False
     if note is None:
         return bool(lines)
     # A missing `txn` would be the worst: rows without their cursor.
     return len(actions) - len(infos) >= note.action_count
-
-
-def _note(commit_info: dict[str, Any]) -> CommitNote | None:
-    note = commit_info.get(COMMIT_KEY)
-    return None if note is None else msgspec.convert(note, CommitNote)
 
 
 def _is_readable(checkpoint: Path) -> bool:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pyarrow as pa
 from arro3.core import RecordBatchReader
-from deltalake import DeltaTable, QueryBuilder
+from deltalake import QueryBuilder
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from counterfoil.destinations.delta_address import TableAddress
 from counterfoil.destinations.delta_columns import TABLE_NAME
+from counterfoil.destinations.delta_errors import problem_of
 from counterfoil.destinations.interface import HeldRows
 from counterfoil.errors import DestinationDown, QueryRefused
 
@@ -34,8 +35,8 @@ class QueryResult(msgspec.Struct, frozen=True):
             yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
 
 
-def run_query(path: Path, sql: str) -> QueryResult:
-    """Run one statement that reads, over the table `events` at `path`.
+def run_query(address: TableAddress, sql: str) -> QueryResult:
+    """Run one statement that reads, over the table `events` at an address.
 
     Raises QueryRefused with one line: there is no table yet, or the statement is wrong, or it would write.
     """
@@ -44,31 +45,31 @@ def run_query(path: Path, sql: str) -> QueryResult:
     if not words or words[0] not in _READS or (words[0] == "explain" and "analyze" in words):
         raise QueryRefused(f"expected one statement that reads ({', '.join(_READS).upper()})")
     try:
-        reader = _execute(path, sql)
+        reader = _execute(address, sql)
     except TableNotFoundError as error:
-        raise QueryRefused(f"{path}: there is no table yet: it is made when the pipeline first starts") from error
-    except DeltaError as error:
-        raise QueryRefused(" ".join(str(error).split())) from error
-    return QueryResult(tuple(reader.schema.names), _batches(reader))
+        raise QueryRefused(f"{address}: there is no table yet: it is made when the pipeline first starts") from error
+    except (DeltaError, OSError) as error:
+        raise _refusal(address, error) from None
+    return QueryResult(tuple(reader.schema.names), _batches(address, reader))
 
 
-def rows_by_source(path: Path) -> dict[str, int]:
+def rows_by_source(address: TableAddress) -> dict[str, int]:
     """How many rows the table holds of each source; none when there is no table.
 
     Raises DestinationDown, as `held_rows` does, when a data file can't be read.
     """
     counts: dict[str, int] = {}
-    for batch in _read(path, f"SELECT source, count(*) FROM {TABLE_NAME} WHERE seq IS NOT NULL GROUP BY source"):  # noqa: S608
+    for batch in _read(address, f"SELECT source, count(*) FROM {TABLE_NAME} WHERE seq IS NOT NULL GROUP BY source"):  # noqa: S608
         columns: list[list[Any]] = [column.to_pylist() for column in batch.columns]
         counts.update(zip(*columns, strict=True))
     return counts
 
 
-def held_rows(path: Path, first_seq: int, last_seq: int | None) -> Iterator[HeldRows]:
+def held_rows(address: TableAddress, first_seq: int, last_seq: int | None) -> Iterator[HeldRows]:
     """The rows of a range of `seq`, ends included, some of one source at a time."""
     upto = "" if last_seq is None else f" AND seq <= {last_seq}"
     sql = f"SELECT source, seq, distinct_id FROM {TABLE_NAME} WHERE seq >= {first_seq}{upto}"  # noqa: S608
-    for batch in _read(path, sql):
+    for batch in _read(address, sql):
         by_source: dict[str, tuple[list[int], list[str]]] = {}
         for source, seq, distinct_id in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             seqs, ids = by_source.setdefault(source, ([], []))
@@ -78,20 +79,20 @@ def held_rows(path: Path, first_seq: int, last_seq: int | None) -> Iterator[Held
             yield HeldRows(source, seqs, ids)
 
 
-def _read(path: Path, sql: str) -> Iterator[pa.RecordBatch]:
+def _read(address: TableAddress, sql: str) -> Iterator[pa.RecordBatch]:
     try:
-        reader = _execute(path, sql)
+        reader = _execute(address, sql)
     except TableNotFoundError:
         return
     try:
         yield from _as_pyarrow(reader)
     except Exception as error:
         # deltalake's reader raises nothing more special for a data file that is damaged or gone.
-        raise DestinationDown(f"{path}: a data file of the table can't be read") from error
+        raise DestinationDown(f"{address}: a data file of the table can't be read") from error
 
 
-def _execute(path: Path, sql: str) -> RecordBatchReader:
-    return QueryBuilder().register(TABLE_NAME, DeltaTable(path.absolute().as_uri())).execute(sql)
+def _execute(address: TableAddress, sql: str) -> RecordBatchReader:
+    return QueryBuilder().register(TABLE_NAME, address.load()).execute(sql)
 
 
 def _as_pyarrow(reader: RecordBatchReader) -> Iterator[pa.RecordBatch]:
@@ -100,8 +101,15 @@ def _as_pyarrow(reader: RecordBatchReader) -> Iterator[pa.RecordBatch]:
         yield pa.record_batch(batch)
 
 
-def _batches(reader: RecordBatchReader) -> Iterator[pa.RecordBatch]:
+def _batches(address: TableAddress, reader: RecordBatchReader) -> Iterator[pa.RecordBatch]:
     try:
         yield from _as_pyarrow(reader)
     except Exception as error:
-        raise QueryRefused(" ".join(str(error).split())) from error
+        raise _refusal(address, error) from None
+
+
+def _refusal(address: TableAddress, error: Exception) -> QueryRefused:
+    """The query engine's words are for who asked; those of an object store may hold a key's name."""
+    if isinstance(error, OSError) or (address.path is None and "Error performing" in str(error)):
+        return QueryRefused(str(problem_of(address, error)))
+    return QueryRefused(" ".join(str(error).split()))

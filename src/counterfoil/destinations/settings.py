@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 MIB = 1024 * 1024
 
+STORE_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss")
+"""Of the URLs at which a Delta table may lie."""
+
 DESTINATION_NAME = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 WEBHOOK_SECRET = r"^(whsec_)?([A-Za-z0-9+/]{4})+([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"  # noqa: S105
 
@@ -40,7 +43,18 @@ class DeltaSettings(DeliverySettings):
     """A Delta Lake table."""
 
     type: Literal["delta"] = Field("delta", description="What kind of destination it is.")
-    path: str = Field("data/lake", description="The table's directory, relative to the configuration file.")
+    path: str = Field(
+        "data/lake",
+        description="The table's directory, relative to the configuration file; or a prefix in an object store, as "
+        "s3://bucket/prefix (also gs://, az://, abfss://).",
+    )
+    # Not SecretStr: the supervisor hands the settings on to its children as JSON.
+    storage_options: dict[str, str] = Field(
+        default_factory=dict,
+        repr=False,
+        description="How the object store is reached, by deltalake's names; the environment's AWS_… (GOOGLE_…, "
+        "AZURE_…) add what it leaves out.",
+    )
     merge_commits: Annotated[int, Field(ge=2, le=100)] = Field(
         50, description="Commits after which small files are merged and the log is cleaned."
     )
@@ -89,6 +103,11 @@ class WebhookSettings(DeliverySettings):
     timeout_seconds: Annotated[float, Field(ge=0.1, le=600)] = Field(
         30.0, description="Seconds after which a request without an answer counts as failed."
     )
+
+
+def is_store_url(path: str) -> bool:
+    """Whether the path of a Delta table is a URL and no directory."""
+    return "://" in path
 
 
 def _type_of(settings: object) -> str | None:
