@@ -51,6 +51,7 @@ from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.pipeline.audit import audit
 from counterfoil.pipeline.deliver import Deliverer
 from counterfoil.pipeline.process import Pipeline
+from counterfoil.pipeline.retention import Retention
 from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.pipeline.settle import Settler
 from counterfoil.queue.frame import FrameDraft, Origin, draft_frame
@@ -286,6 +287,15 @@ class LyingFiles(RealFiles):
 # In the forked process.
 
 
+class _QuickRetention(Retention):
+    """Retention that looks all the time whether something may go."""
+
+    def run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            self.step()
+            stop.wait(0.05)
+
+
 class Stack:
     """Queue, ledger, settle, deliver and table, as the server builds them; small, so that much happens soon."""
 
@@ -320,7 +330,8 @@ class Stack:
         )
         settler = Settler(self.queue, self.ledger, PipelineSettings(group_rows=200), _clock_ms)
         deliverer = Deliverer(self.destination, self.ledger, self.queue, settings, clock_ms=_clock_ms)
-        self.pipeline = Pipeline(settler.step, [deliverer], poll_seconds=0.01)
+        retention = _QuickRetention(self.ledger, self.queue, ["lake"], retention_days=0)
+        self.pipeline = Pipeline(settler.step, [deliverer, retention], poll_seconds=0.01)
         self.failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
