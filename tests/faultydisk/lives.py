@@ -187,7 +187,8 @@ class Lives:
     def _some_faults(self, operations: int) -> list[Fault]:
         """Some operations in a row fail, of one kind or any, soon or late."""
         chance = self._chance
-        kinds = chance.choice((frozenset(Operation), frozenset([chance.choice(list(Operation))])))
+        one = chance.choice([*Operation, Operation.FLUSH, Operation.FLUSH])
+        kinds = chance.choice((frozenset(Operation), frozenset([one])))
         after, times = chance.randrange(operations) // chance.choice((1, 8)), chance.choice((1, 1, 2, 5, 40))
         path = chance.choice(("", "", "queue/", "ledger/", "lake/"))
         return [Fault(kinds, errno=chance.choice((errno.EIO, errno.ENOSPC)), after=after, times=times, path=path)]

@@ -189,6 +189,26 @@ def test_an_operation_fails_as_it_was_told(disk: FaultyDisk, operation: Operatio
     assert disk.state().befallen == {f"{operation} errno {number}": 2}
 
 
+def test_what_a_failed_flush_threw_away_is_read_until_the_kernel_lets_go(disk: FaultyDisk) -> None:
+    """K3: the page is called clean and read back as it was written, until it is not in memory any more."""
+    path = disk.mount_point / "a"
+    lost = 0
+    for number in range(8):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        os.write(descriptor, b"x" * mmap.PAGESIZE)
+        disk.set_faults([Fault(frozenset([Operation.FLUSH]), errno=errno.EIO, times=1)])
+        with pytest.raises(OSError, match="Input/output"):
+            os.fdatasync(descriptor)
+        os.fdatasync(descriptor)
+        assert path.read_bytes() == b"x" * mmap.PAGESIZE, number
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        data = path.read_bytes()
+        assert data in (b"x" * mmap.PAGESIZE, bytes(mmap.PAGESIZE))
+        lost += data != b"x" * mmap.PAGESIZE
+        os.close(descriptor)
+    assert 0 < lost < 8
+
+
 def test_a_slow_flush_keeps_nobody_else_waiting(disk: FaultyDisk) -> None:
     """A flush that takes seconds is waited for by who asked; others read and write."""
     disk.set_faults([Fault(frozenset([Operation.FLUSH]), delay_seconds=1.0, path="slow")])

@@ -85,12 +85,18 @@ class File(Inode):
         self._flush(self.dirty)
 
     def fail_to_flush(self, chance: Random) -> None:
-        """Make some of it durable; the rest never becomes so, unless it is written again (K3)."""
+        """Make some of it durable, and throw the rest away for good (K3).
+
+        The kernel has it in memory for a while; whoever reads it when the kernel has let go of it reads what is here.
+        """
         kept = [page for page in sorted(self.dirty) if chance.random() < 0.5]
-        before = len(self.flushed)
+        size, before = len(self.data), len(self.flushed)
         self._flush(kept)
+        self.data[:] = self.flushed
+        # A length is not thrown away, and only a flush that succeeds makes it durable.
         del self.flushed[max(before, (max(kept, default=-1) + 1) * PAGE_BYTES) :]
         self.least_bytes = len(self.flushed)
+        assert len(self.data) == size
 
     def _flush(self, pages: Iterable[int]) -> None:
         del self.flushed[self.least_bytes :]
@@ -105,8 +111,6 @@ class File(Inode):
     def lose_power(self, chance: Random) -> int:
         """Keep what was flushed and some of the rest; how many unflushed pages are not what they were."""
         if self.is_flushed:
-            # A flush that failed may have thrown away what is still in memory.
-            self.data[:] = self.flushed
             return 0
         kept = self._kept(chance)
         changed = sum(
