@@ -19,6 +19,7 @@ import errno
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -314,6 +315,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that no server and no mount is left behind.
     try:
         if asked.lives:
             # First, while this process has no threads: lives are forked.

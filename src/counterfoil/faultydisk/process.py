@@ -11,6 +11,7 @@ import errno
 import heapq
 import os
 import select
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -258,6 +259,9 @@ def _call(name: str, *arguments: bytes | int) -> None:
 def main() -> None:
     """Be the disk at a mount point: `python -m counterfoil.faultydisk.process MOUNT_POINT SEED`."""
     mount_point, seed = sys.argv[1:]
+    # A signal to the whole group, as ^C is, must leave no mount behind; the handle ends this when it is through.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     DiskProcess(Path(mount_point), int(seed)).run()
 
 
