@@ -3,106 +3,26 @@
 from __future__ import annotations
 
 import random
-import shutil
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from counterfoil.destinations.interface import Delivery
-from counterfoil.destinations.settings import DeltaSettings
 from counterfoil.errors import DestinationDown, LedgerDamaged
 from counterfoil.files import RealFiles
-from counterfoil.ledger import Ledger, SourceCounts
-from counterfoil.ledger.settings import LedgerSettings
-from counterfoil.pipeline.audit import audit
-from counterfoil.pipeline.deliver import Deliverer
-from counterfoil.pipeline.rebuild import EPOCH_GROUPS, Places, Rebuilt, is_half_in_place, put_in_place, rebuild
-from counterfoil.pipeline.settings import PipelineSettings
-from counterfoil.pipeline.settle import Settler
-from counterfoil.positions import DirectoryId
+from counterfoil.ledger import SourceCounts
+from counterfoil.pipeline.rebuild import EPOCH_GROUPS, is_half_in_place, put_in_place, rebuild
 from tests.destinations.lake import LEDGER
 from tests.destinations.memory import MemoryDestination
 from tests.pipeline.frames import MemoryQueue, Row
-
-ONE, TWO = DirectoryId(b"writer-1"), DirectoryId(b"writer-2")
-SETTINGS = LedgerSettings(cache_bytes=8 * 1024 * 1024, write_buffer_bytes=4 * 1024 * 1024)
-PIPELINE = PipelineSettings(group_rows=4)
+from tests.pipeline.house import ONE, PIPELINE, SETTINGS, TWO, House
 
 
 class AskedNothing(MemoryDestination):
     """One that can't be asked what it holds, as a webhook."""
 
     keeps_cursor = False
-
-
-class House:
-    """A queue and destinations that outlive ledgers."""
-
-    def __init__(self, root: Path, *destinations: MemoryDestination) -> None:
-        self.queue = MemoryQueue()
-        self.places = Places(root / "ledger", root / "quarantine")
-        self.destinations = destinations or (MemoryDestination("a"), MemoryDestination("b"))
-        self._now_ms = 1_000
-
-    def clock_ms(self) -> int:
-        self._now_ms += 1
-        return self._now_ms
-
-    def receive(self, *rows: Row | str, writer: DirectoryId = ONE) -> None:
-        """Let a request's rows lie in the queue."""
-        made = [row if isinstance(row, Row) else Row(row) for row in rows]
-        self.queue.append(writer, "web", made, received_at_ms=self.clock_ms())
-
-    def run(self, delivering: Iterable[str] = ("a", "b")) -> None:
-        """A life of the pipeline: everything is settled, and delivered to some of the destinations."""
-        ledger = Ledger.open(self.places.ledger, SETTINGS, LEDGER, mode="write")
-        try:
-            for destination in self.destinations:
-                ledger.register_destination(destination.name)
-            settler = Settler(self.queue, ledger, PIPELINE, self.clock_ms)
-            while settler.step():
-                pass
-            for destination in self.destinations:
-                if destination.name in delivering:
-                    self._deliver(ledger, destination)
-        finally:
-            ledger.close()
-
-    def _deliver(self, ledger: Ledger, destination: MemoryDestination) -> None:
-        settings = DeltaSettings(name=destination.name, batch_seconds=0)
-        deliverer = Deliverer(destination, ledger, self.queue, settings, clock_ms=self.clock_ms)
-        deliverer.open()
-        while any(group.routed_to(destination.name) for group in ledger.groups(ledger.cursor(destination.name), 1000)):
-            deliverer.step()
-
-    def lose_ledger(self) -> None:
-        shutil.rmtree(self.places.ledger)
-
-    def rebuild(self, *, assume_delivered: bool = False) -> Rebuilt:
-        files = RealFiles()
-        rebuilt = rebuild(
-            self.places, LEDGER, self.queue, self.destinations, SETTINGS, PIPELINE, files,
-            assume_delivered=assume_delivered, clock_ms=self.clock_ms,
-        )  # fmt: skip
-        put_in_place(self.places, LEDGER, files, self.clock_ms())
-        return rebuilt
-
-    def source(self) -> SourceCounts:
-        """The books of the one source, after an audit that balances."""
-        ledger = Ledger.open(self.places.ledger, SETTINGS, LEDGER, mode="read")
-        try:
-            found = audit(ledger, self.queue, {each.name: each.held for each in self.destinations if each.keeps_cursor})
-            assert found.is_balanced, found
-            assert all(each.dead == each.pending == 0 for each in found.destinations)
-            return found.sources[0].counted
-        finally:
-            ledger.close()
-
-    def ids(self) -> list[list[str]]:
-        """What lies at each destination."""
-        return [sorted(destination.ids()) for destination in self.destinations]
 
 
 def test_every_row_is_everywhere_once(tmp_path: Path) -> None:

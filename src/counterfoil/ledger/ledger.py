@@ -226,6 +226,7 @@ class Ledger:
         self._reading: dict[DirectoryId, FramePosition] = {}
         self._destinations = Destinations(self._store, facts)
         self._damages: set[FramePosition] = set()
+        self._damaged_deaths = 0
         self._rebuilt: dict[str, GroupNumber] = {}
         self._kept = Kept(facts)
         for key, value in facts.items():
@@ -470,6 +471,11 @@ class Ledger:
             self._write(batch)
             self._destinations.remember(name, moved)
             self._damages.update(damage.position for damage in damaged_frames)
+            self._damaged_deaths += bool(damaged_frames)
+
+    def damaged_deaths(self) -> int:
+        """A number that changes whenever rows die because their frame can't be read; it begins anew with each life."""
+        return self._damaged_deaths
 
     # Sending again
 

@@ -230,6 +230,7 @@ class Deliverer:
             last_group=receipt.last_group,
             delivered_rows=receipt.row_count,
             dead=self._handover.dead_rows(dead),
+            damages=self._handover.damages_of(dead),
             commit=receipt.commit,
             at_ms=self._clock_ms(),
         )

@@ -21,6 +21,7 @@ from counterfoil.errors import FrameDamaged
 from counterfoil.ledger import (
     ROWS_A_GROUP_MAX,
     AnyGroup,
+    DamageRecord,
     DeadRow,
     Group,
     Ledger,
@@ -67,6 +68,18 @@ class Handover:
                 copy = None if frame is None or position is None else copy_of(frame, position.row_index)
                 dead.append(DeadRow(Seq(row.seq), row.reason, copy))
         return dead
+
+    def damages_of(self, refused: Iterable[RefusedRow]) -> list[DamageRecord]:
+        """The frames of the rows that are dead because they can't be read any more."""
+        found: dict[FramePosition, int] = {}
+        damaged = sorted((row for row in refused if row.reason == DAMAGED), key=lambda row: row.seq)
+        for number, of_group in groupby(damaged, lambda row: group_of(Seq(row.seq))):
+            group = self._ledger.group(number)
+            sizes = {frame.position: frame.frame_bytes for frame in group.frames} if isinstance(group, Group) else {}
+            for position in self._positions(number, list(of_group)):
+                if position is not None:
+                    found[position.frame] = sizes.get(position.frame, 0)
+        return [DamageRecord(position, frame_bytes, DAMAGED) for position, frame_bytes in found.items()]
 
     # Rows as they came in
 

@@ -25,6 +25,7 @@ from counterfoil.files import RealFiles
 from counterfoil.ledger import Ledger
 from counterfoil.lifeline import Lifeline
 from counterfoil.pipeline.deliver import Deliverer, DeliveryState
+from counterfoil.pipeline.replacements import Replacements
 from counterfoil.pipeline.retention import Retention, tell_unset
 from counterfoil.pipeline.room import Room
 from counterfoil.pipeline.settle import Settler
@@ -191,13 +192,14 @@ def make_pipeline(
     tell_unset(ledger, [each.name for each in task.destinations])
     retention = Retention(ledger, queue, [each.name for each in task.destinations], task.queue.retention_days)
     settler = Settler(queue, ledger, task.pipeline, _clock_ms)
+    replacements = Replacements(ledger, queue, _clock_ms)
 
     def settle_step() -> int:
         began = time.monotonic()
         row_count = settler.step()
         if row_count:
             metrics.settled(time.monotonic() - began)
-        return row_count
+        return row_count + replacements.step()
 
     return Pipeline(settle_step, [*deliverers, retention], poll_seconds=task.pipeline.poll_ms / 1000)
 
