@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+import counterfoil.pipeline.trace as trace_module
 from counterfoil.contract.facts import RowFlag, Verdict
 from counterfoil.ledger import DeadRow, Ledger, seq_of
 from counterfoil.pipeline.settings import PipelineSettings
@@ -95,3 +98,17 @@ def test_a_row_whose_frame_is_damaged_is_still_known(ledger: Ledger, queue: Memo
     (row,) = trace(ledger, queue, ["web"], "a").rows
     assert (row.verdict, row.received_at_ms, row.request_id) == (Verdict.NEW, None, None)
     assert row.deliveries == (TracedDelivery("lake", DeliveryState.DELIVERED, commit="v1", at_ms=5),)
+
+
+def test_what_is_before_a_row_is_not_counted_over_very_many_groups(
+    ledger: Ledger, queue: MemoryQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a row that is pending behind very many groups all that is pending is told, at once; near ones are counted."""
+    monkeypatch.setattr(trace_module, "COUNTED_GROUPS_MAX", 2)
+    ledger.register_destination("lake")
+    settler = Settler(queue, ledger, PipelineSettings(), lambda: 1_000)
+    for name in ("a", "b", "c", "d"):
+        queue.append(ONE, "web", [Row(name), Row(f"{name}2")])
+        assert settler.step() == 2
+    behind = [trace(ledger, queue, ["web"], name).rows[0].deliveries[0].behind_rows for name in ("a2", "b", "c", "d")]
+    assert behind == [1, 2, 7, 7]

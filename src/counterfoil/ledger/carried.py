@@ -1,7 +1,7 @@
 """What is kept of groups that are gone: their counts, carried forward, so that the books go on balancing.
 
-Groups go from the oldest on. `carry_forward` adds what goes to what has gone before; both are written in the batch
-that removes the groups. An audit begins with these balances and counts the groups that are kept.
+Groups go from the oldest on. What goes is added to what has gone before (`carry_sources`, `carry_destinations`), in the
+batch that removes the groups. An audit begins with these balances and counts the groups that are kept.
 
 A delivery is folded when its last group goes. One that reaches into groups that are kept stays whole: its rows in
 groups that are gone are `open_rows` until then.
@@ -18,8 +18,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
+import numpy as np
 
-from counterfoil.ledger.records import DeliveryRecord, DestinationState, GroupNumber, RoutedCount, SourceCounts
+from counterfoil.ledger.records import (
+    DeliveryRecord,
+    DestinationState,
+    GroupNumber,
+    RoutedCount,
+    SourceCounts,
+    count_sources,
+)
 from counterfoil.ledger.resent import AnyGroup, Cause, ResentGroup
 from counterfoil.positions import DirectoryId, FramePosition
 
@@ -93,17 +101,8 @@ class Carried(msgspec.Struct, frozen=True):
         return sum(count.row_count for count in self.routed if count.is_for(destination))
 
 
-def carry_forward(
-    carried: Carried,
-    groups: Sequence[AnyGroup],
-    destinations: Mapping[str, DestinationState],
-    deliveries: Iterable[DeliveryRecord],
-    at_ms: int,
-) -> Carried:
-    """The balances with the oldest groups that are kept, which go now.
-
-    `deliveries` are those that end in one of these groups, in order.
-    """
+def carry_sources(carried: Carried, groups: Sequence[AnyGroup]) -> Carried:
+    """The balances of sources with the oldest groups that are kept; it counts every row of them."""
     sources = dict(carried.sources)
     routed: Counter[tuple[str, tuple[str, ...] | None]] = Counter(
         {(count.source, count.destinations): count.row_count for count in carried.routed}
@@ -113,12 +112,31 @@ def carry_forward(
         if isinstance(group, ResentGroup):
             # Its rows came in with an earlier group.
             continue
-        for counts in group.source_counts():
+        for counts in count_sources(group.frames, np.frombuffer(group.verdicts, np.uint8)):
             sources[counts.source] = sources.get(counts.source, SourceCounts(counts.source)).plus(counts)
         for count in group.routed:
             routed[count.source, count.destinations] += count.row_count
-        for frame in group.frames:
+        for frame in {frame.position.directory: frame for frame in group.frames}.values():
             ends[frame.position.directory] = frame.position._replace(offset=frame.position.offset + frame.frame_bytes)
+    return msgspec.structs.replace(
+        carried,
+        sources=sources,
+        routed=tuple(RoutedCount(source, names, count) for (source, names), count in routed.items()),
+        ends=ends,
+    )
+
+
+def carry_destinations(
+    carried: Carried,
+    groups: Sequence[AnyGroup],
+    destinations: Mapping[str, DestinationState],
+    deliveries: Iterable[DeliveryRecord],
+    at_ms: int,
+) -> Carried:
+    """The balances of `carry_sources` with those of destinations, when these groups go at `at_ms`.
+
+    `deliveries` are those that end in one of these groups, in order.
+    """
     sides = {
         name: _pass_groups(carried.of(name), name, state, groups)
         for name, state in destinations.items()
@@ -126,13 +144,8 @@ def carry_forward(
     }
     for delivery in deliveries:
         sides[delivery.destination] = _fold(sides[delivery.destination], delivery)
-    return Carried(
-        last_group=groups[-1].number,
-        at_ms=at_ms,
-        sources=sources,
-        routed=tuple(RoutedCount(source, names, count) for (source, names), count in routed.items()),
-        destinations={**carried.destinations, **sides},
-        ends=ends,
+    return msgspec.structs.replace(
+        carried, last_group=groups[-1].number, at_ms=at_ms, destinations={**carried.destinations, **sides}
     )
 
 

@@ -38,7 +38,7 @@ from uuid import UUID
 from counterfoil.contract.facts import Verdict
 from counterfoil.errors import LedgerDamaged, LedgerUnusable, LedgerWriteFailed
 from counterfoil.files import RealFiles
-from counterfoil.ledger.carried import Carried, carry_forward
+from counterfoil.ledger.carried import Carried, carry_destinations, carry_sources
 from counterfoil.ledger.destinations import Destinations, upgrade_destinations
 from counterfoil.ledger.generations import (
     Generation,
@@ -364,12 +364,15 @@ class Ledger:
         What of them a destination had not passed is skipped by it. The segments they name are nobody's after this, as
         far as no later group names them. Reads all these groups at once. Raises LedgerWriteFailed as `record` does.
         """
-        groups = self.groups(self._kept.carried.last_group, last - self._kept.carried.last_group)
+        before = self._kept.carried
+        groups = self.groups(before.last_group, last - before.last_group)
         assert groups[-1].number == last
+        # What counts rows is done before the lock is taken: nobody else changes these balances, and settle goes on.
+        carried = carry_sources(before, groups)
         with self._lock:
-            before = self._kept.carried
             ended = self._destinations.deliveries_within(before, last)
-            carried = carry_forward(before, groups, self._destinations.states, ended, self._clock.time_ms)
+            states = self._destinations.states
+            carried = carry_destinations(carried, groups, states, ended, self._clock.time_ms)
             batch = self._batch()
             unnamed = self._kept.put_carried(batch, carried)
             self._destinations.put_gone(batch, {each.destination for each in ended}, last)

@@ -18,13 +18,14 @@ A row's `seq` is group * 65,536 + its place in the group.
 from __future__ import annotations
 
 import struct
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NewType
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from counterfoil.contract.facts import RowFlag, Verdict
+from counterfoil.contract.facts import FrameFacts, RowFlag, Verdict
 from counterfoil.errors import LedgerUnusable
 from counterfoil.positions import FramePosition, RowPosition
 
@@ -52,7 +53,7 @@ _DEAD = struct.Struct(">QQB")
 _DESTINATION = struct.Struct(">QQQQQQ")
 _DAMAGE = struct.Struct(">Q")
 _COUNTS = struct.Struct(">QQQQQQ")
-_COUNTED = (Verdict.NEW, Verdict.DUPLICATE, Verdict.CONFLICT, Verdict.BLOCKED, Verdict.TEST)
+_VERDICTS = max(Verdict) + 1
 SEEN_BYTES = _SEEN.size
 MS_A_DAY = 86_400_000
 
@@ -128,15 +129,6 @@ class Group(msgspec.Struct, frozen=True):
         for frame in self.frames:
             yield frame, place
             place += frame.row_count
-
-    def source_counts(self) -> tuple[SourceCounts, ...]:
-        """The books of each source over the rows of this group."""
-        counted: dict[str, Counter[int]] = {}
-        for frame, place in self.parts():
-            counted.setdefault(frame.source, Counter()).update(self.verdicts[place : place + frame.row_count])
-        return tuple(
-            SourceCounts(source, of.total(), *(of[each] for each in _COUNTED)) for source, of in counted.items()
-        )
 
     def position_of(self, place: int) -> RowPosition:
         """Where the row at a place in the group lies in the queue."""
@@ -298,6 +290,30 @@ class Settled(msgspec.Struct, frozen=True):
     repeat_verdicts: list[bytes] = []
     """For each of the repeats the 3 bytes of `pack_repeat`."""
     damages: tuple[DamageRecord, ...] = ()
+
+
+def count_sources(
+    frames: Sequence[FrameFacts] | Sequence[GroupFrame], verdicts: NDArray[np.uint8]
+) -> tuple[SourceCounts, ...]:
+    """The books of each source over the rows of these frames."""
+    numbers: dict[str, int] = {}
+    frame_source = [numbers.setdefault(each.source, len(numbers)) for each in frames]
+    row_counts = [each.row_count for each in frames]
+    source_of = np.repeat(np.array(frame_source, np.int64), row_counts)
+    counted = np.bincount(source_of * _VERDICTS + verdicts, minlength=len(numbers) * _VERDICTS)
+    accepted = np.bincount(frame_source, weights=row_counts, minlength=len(numbers))
+    return tuple(
+        SourceCounts(
+            source=source,
+            accepted=int(accepted[number]),
+            new=int(of_source[Verdict.NEW]),
+            duplicate=int(of_source[Verdict.DUPLICATE]),
+            conflict=int(of_source[Verdict.CONFLICT]),
+            blocked=int(of_source[Verdict.BLOCKED]),
+            test=int(of_source[Verdict.TEST]),
+        )
+        for (source, number), of_source in zip(numbers.items(), counted.reshape(len(numbers), _VERDICTS), strict=True)
+    )
 
 
 def pack_seen(seq: Seq, content_hash: int, day: int) -> bytes:

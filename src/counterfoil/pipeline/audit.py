@@ -36,10 +36,10 @@ from counterfoil.ledger import (
     Ledger,
     ResentGroup,
     SourceCounts,
+    count_sources,
     seq_of,
 )
 from counterfoil.pipeline.routes import SetColumns, set_columns
-from counterfoil.pipeline.settle import count_sources
 from counterfoil.positions import DirectoryId, FramePosition, RowPosition
 from counterfoil.queue import FrameSource
 from counterfoil.queue.frame import Frame

@@ -31,7 +31,7 @@ ROUND_SECONDS = 10.0
 PAUSE_SECONDS = 0.02
 """Between two steps of a round, so that settle is not held up."""
 
-GROUPS_A_STEP = 64
+GROUPS_A_STEP = 32
 """Groups that go in one batch at most: some MiB of verdicts are read and counted for it."""
 
 SEGMENTS_A_STEP = 16

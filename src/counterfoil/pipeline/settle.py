@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from counterfoil.contract.facts import KEY_HASH_BYTES, FrameFacts, RowFlag, Verdict
+from counterfoil.contract.facts import KEY_HASH_BYTES, RowFlag, Verdict
 from counterfoil.ledger import (
     CONTENT_UNKNOWN,
     ROWS_A_GROUP_MAX,
@@ -30,7 +30,7 @@ from counterfoil.ledger import (
     GroupNumber,
     Ledger,
     Settled,
-    SourceCounts,
+    count_sources,
 )
 from counterfoil.pipeline.routes import set_columns
 from counterfoil.pipeline.settings import PipelineSettings
@@ -154,30 +154,6 @@ def settle_group(number: int, frames: Sequence[Frame], seen: Seen, settled_at_ms
         seen=packed_items(new),
         repeats=packed_items(repeats),
         repeat_verdicts=packed_items(repeat_verdicts),
-    )
-
-
-def count_sources(
-    frames: Sequence[FrameFacts] | Sequence[GroupFrame], verdicts: NDArray[np.uint8]
-) -> tuple[SourceCounts, ...]:
-    """The books of each source over the rows of these frames."""
-    numbers: dict[str, int] = {}
-    frame_source = [numbers.setdefault(each.source, len(numbers)) for each in frames]
-    row_counts = [each.row_count for each in frames]
-    source_of = np.repeat(np.array(frame_source, np.int64), row_counts)
-    counted = np.bincount(source_of * _VERDICTS + verdicts, minlength=len(numbers) * _VERDICTS)
-    accepted = np.bincount(frame_source, weights=row_counts, minlength=len(numbers))
-    return tuple(
-        SourceCounts(
-            source=source,
-            accepted=int(accepted[number]),
-            new=int(of_source[Verdict.NEW]),
-            duplicate=int(of_source[Verdict.DUPLICATE]),
-            conflict=int(of_source[Verdict.CONFLICT]),
-            blocked=int(of_source[Verdict.BLOCKED]),
-            test=int(of_source[Verdict.TEST]),
-        )
-        for (source, number), of_source in zip(numbers.items(), counted.reshape(len(numbers), _VERDICTS), strict=True)
     )
 
 

@@ -32,6 +32,9 @@ from counterfoil.queue.frame import Frame
 WAITING_BYTES_MAX = 64 * 1024 * 1024
 """How much of what waits for settle is searched."""
 
+COUNTED_GROUPS_MAX = 2_000
+"""Over how many groups the rows before a pending one are counted; over more, all that are pending are told."""
+
 _READ_BYTES = 4 * 1024 * 1024
 
 
@@ -202,7 +205,10 @@ def _stand(ledger: Ledger, counts: DestinationCounts, seq: Seq) -> TracedDeliver
     if number <= counts.cursor:
         before_ms = carried.at_ms if ledger.is_gone(number) else None
         return TracedDelivery(name, DeliveryState.DELIVERED, before_ms=before_ms)
-    behind = ledger.routed_between(name, counts.cursor, number) + _before_in_group(ledger.group(number), name, seq)
+    if number - counts.cursor > COUNTED_GROUPS_MAX:
+        behind = counts.pending - 1
+    else:
+        behind = ledger.routed_between(name, counts.cursor, number) + _before_in_group(ledger.group(number), name, seq)
     return TracedDelivery(name, DeliveryState.PENDING, behind_rows=behind)
 
 
