@@ -45,7 +45,7 @@ MIB = 1024 * 1024
 OPERATIONS_MAX = 1500
 EPISODE_ROUNDS = 12
 """Rounds after which a new disk is begun: a table that grows takes longer to look at."""
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0
 """How long a server may take to come up, to be well again, to deliver: long, because the machine may be busy."""
 
 ANY_OPERATION = frozenset(Operation)
@@ -90,7 +90,11 @@ class Game:
     """Rounds on one disk. A context manager: the server and the disk are gone after it."""
 
     def __init__(self, directory: Path, seed: int, totals: Totals) -> None:
-        self.server = Server(directory, workers=2, destination="batch_seconds = 0.1\nmerge_commits = 5")
+        # Small segments and early merges, so that a few minutes pass what else takes days.
+        queue = "segment_bytes = 1048576" + ("\nretention_days = 0" if seed % 2 else "")
+        lake = "batch_seconds = 0.1\nmerge_commits = 5\nkeep_hours = 0.005"
+        self.server = Server(directory, workers=2, queue=queue, destination=lake)
+        self.server.patience_seconds = PATIENCE_SECONDS
         mount_point = directory / "data"
         mount_point.mkdir()
         self.disk = FaultyDisk(mount_point, seed)

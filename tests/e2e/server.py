@@ -63,6 +63,8 @@ class Server:
         self, directory: Path, *, workers: int = 1, more: str = "", tls: bool = False, **sections: str
     ) -> None:
         self.directory = directory
+        self.patience_seconds = WAIT_SECONDS
+        """How long a stop or a command may take."""
         self.port = free_port()
         self.console_port = free_port()
         self.scheme = "https" if tls else "http"
@@ -170,7 +172,7 @@ path = "data/lake"
             return 0
         if self.process.poll() is None:
             self.process.send_signal(how)
-        status = self.process.wait(WAIT_SECONDS)
+        status = self.process.wait(self.patience_seconds)
         if self.process.stdout is not None:
             self.process.stdout.close()
         self.process = None
@@ -188,12 +190,12 @@ path = "data/lake"
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         let_go()
-        self.process.wait(WAIT_SECONDS)
+        self.process.wait(self.patience_seconds)
         if self.process.stdout is not None:
             self.process.stdout.close()
         self.process = None
         for descriptor in watched:
-            assert ended(descriptor, WAIT_SECONDS)
+            assert ended(descriptor, self.patience_seconds)
             os.close(descriptor)
 
     # What lies in the table
@@ -235,7 +237,7 @@ path = "data/lake"
             cwd=self.directory,
             capture_output=True,
             text=True,
-            timeout=WAIT_SECONDS,
+            timeout=self.patience_seconds,
             env=clean_environment() | {"COUNTERFOIL_CONFIG": str(self.config)},
         )
         assert done.returncode == status, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
