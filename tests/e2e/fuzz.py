@@ -59,6 +59,8 @@ CONNECTIONS_MAX = 8
 ROUND_EXAMPLES = 100
 ROW_TEXTS = 500
 ANSWER_SECONDS_MAX = 60
+BOOKS_SECONDS_MAX = 600
+"""For what half an hour of small requests leaves to deliver and to recount."""
 GROWTH_BYTES_MAX = 32 * 1024 * 1024
 """From what a worker took in the first quarter of a run to what it takes in the last."""
 
@@ -114,12 +116,17 @@ class Fuzz:
         send()
         self._look()
 
+    def answered(self) -> str:
+        """How many answers of each status there were so far."""
+        return ", ".join(f"{status}: {count:,}" for status, count in sorted(self._judge.statuses.items()))
+
     def finish(self) -> FuzzResult:
         """Hold the books against what was answered; what the run came to."""
         judge = self._judge
+        self._server.patience_seconds = BOOKS_SECONDS_MAX
         self._pool.shutdown()
         seconds = time.monotonic() - self._began
-        status = self._server.settle_down()
+        status = self._server.settle_down(BOOKS_SECONDS_MAX)
         booked = sum(source["accepted"] for source in status["sources"])
         assert booked >= judge.accepted_rows, f"{judge.accepted_rows} rows were accepted, {booked} stand in the books"
         self._server.run("audit")
@@ -271,10 +278,8 @@ def resident_bytes(pid: int, what: str = "VmRSS") -> int:
 
 def told(result: FuzzResult) -> str:
     """The figures of a run, for a person."""
-    statuses = ", ".join(f"{status}: {count:,}" for status, count in result.statuses.items())
     lines = [
         f"{result.requests:,} requests in {result.seconds:.0f} s, {result.requests / result.seconds:,.0f} a second",
-        f"answers by status: {statuses}",
         f"{result.rows_accepted:,} rows accepted, {result.rows_failed:,} failed; the books balance",
     ]
     for name, sizes in result.worker_bytes.items():
@@ -298,6 +303,7 @@ def main() -> None:
         end = time.monotonic() + asked.minutes * 60
         while time.monotonic() < end:
             fuzz.round()
+        print(f"answers by status: {fuzz.answered()}; now the books are recounted", flush=True)
         print(told(fuzz.finish()))
         assert server.stop() == 0
     shutil.rmtree(directory)

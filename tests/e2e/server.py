@@ -218,7 +218,7 @@ path = "data/lake"
 
         return until(found, f"{len(distinct_ids)} rows in the table")
 
-    def settle_down(self) -> dict[str, Any]:
+    def settle_down(self, seconds: float = WAIT_SECONDS) -> dict[str, Any]:
         """The state once every row that was accepted is delivered."""
 
         def quiet() -> dict[str, Any] | None:
@@ -228,7 +228,7 @@ path = "data/lake"
             )
             return status if is_done else None
 
-        return until(quiet, "everything delivered")
+        return until(quiet, "everything delivered", seconds)
 
     def run(self, *arguments: str, status: int = 0) -> str:
         """What a command prints on this server's configuration; fails when it ends with another status."""
