@@ -15,10 +15,10 @@ from counterfoil.contract.faults import message_of
 from counterfoil.contract.fields import BATCH_ROW, DEFAULT_PROPERTIES, USER_PROPERTIES, Table
 from counterfoil.contract.limits import Limits
 from counterfoil.contract.rejections import RequestRejected
-from counterfoil.contract.requests import read_batch
-from counterfoil.contract.rows import RowRules, judge_batch
+from counterfoil.contract.requests import read_batch, read_track
+from counterfoil.contract.rows import RowRules, judge_batch, judge_track
 from tests.contract.json_texts import broken_values, json_texts, keys, objects, reals, scalars, texts, values
-from tests.contract.judging import NOW_MS, RULES, judged
+from tests.contract.judging import MADE, NOW_MS, RULES, judged
 
 GOOD = b'{"event":"a","distinctId":"good"}'
 
@@ -123,6 +123,83 @@ def test_a_row_is_judged_alike_alone_and_in_any_batch_at_any_place(texts: list[b
         among = together.indexes.index(place)
         for column in ("bodies", "distinct_ids", "events", "content_hashes", "has_version"):
             assert getattr(together, column)[among] == getattr(alone, column)[0]
+
+
+@given(st.lists(broken_texts, min_size=1, max_size=6), st.data())
+def test_rows_judged_in_pieces_are_judged_as_if_they_were_not(texts: list[bytes], data: st.DataObject) -> None:
+    """C1 once more: where a large request is cut into pieces makes no difference to any row."""
+    request = read_batch(b'{"token":"t","events":[' + b",".join(texts) + b"]}", RULES.limits)
+    whole = judge_batch(request, RULES, NOW_MS)
+    cut = data.draw(st.integers(0, len(texts)))
+    pieces = [judge_batch(request, RULES, NOW_MS, 0, cut), judge_batch(request, RULES, NOW_MS, cut, len(texts))]
+    assert pieces[0].faults | pieces[1].faults == whole.faults
+    for column in ("indexes", "bodies", "content_hashes", "has_version"):
+        assert getattr(pieces[0], column) + getattr(pieces[1], column) == getattr(whole, column)
+
+
+@given(rows | valid_rows | broken_rows, st.data())
+def test_a_row_is_the_same_in_track_and_in_batch(fields: dict[str, Any], data: st.DataObject) -> None:
+    """Sent with its token beside its fields it has the same canonical bytes, or the same fault without an index."""
+    fields = {name: value for name, value in fields.items() if name != "token"}
+    assume(isinstance(fields.get("distinctId"), str))
+    text = data.draw(row_texts(st.just(fields)))
+    batch = judged(text)
+    body = text[: text.index(b"{") + 1] + b'"token":"t",' + text[text.index(b"{") + 1 :]
+    track = judge_track(read_track(body, RULES.limits), RULES, NOW_MS, MADE)
+    assert (track.bodies, track.content_hashes, track.has_version) == (
+        batch.bodies,
+        batch.content_hashes,
+        batch.has_version,
+    )
+    messages = [message.removeprefix("events[0].").replace("events[0]", "body") for message in batch.faults.values()]
+    assert list(track.faults.values()) == messages
+
+
+FAULTY: dict[str, Any] = {
+    "event": 1,
+    "distinctId": [],
+    "userId": {},
+    "externalId": [],
+    "email": True,
+    "time": "now",
+    "eventProperties": "x",
+    "userProperties": {"city": {}, "zz": 1, "job_title": 5},
+    "defaultProperties": {"duration": "long"},
+    "identityContext": {"ip": 1, "userAgent": 2},
+}
+"""A wrong value for each field, in the contract's order; of the properties' the second in that order counts too."""
+FAULT_COUNTS = {"userProperties": 2, "identityContext": 2}
+
+
+@given(st.sets(st.sampled_from(list(FAULTY)), min_size=1), st.data())
+def test_a_row_with_many_faults_tells_the_first_and_how_many_more(names: set[str], data: st.DataObject) -> None:
+    """Whatever the order in which they were sent, the first is the first of the contract's fields."""
+    fields = {"event": "a", "distinctId": "1"} | {name: FAULTY[name] for name in names}
+    (message,) = judged(data.draw(row_texts(st.just(fields)))).faults.values()
+    first = min(names, key=list(FAULTY).index)
+    more = sum(FAULT_COUNTS.get(name, 1) for name in names) - 1
+    assert re.match(rf"events\[0\]\.{first}[.:]", message)
+    assert re.findall(r"\(and (\d+) more\)$", message) == ([str(more)] if more else [])
+
+
+def without_empty_keys(value: Any) -> Any:
+    if isinstance(value, list):
+        return [without_empty_keys(entry) for entry in value]
+    if isinstance(value, dict):
+        return {name: without_empty_keys(member) for name, member in value.items() if name}
+    return value
+
+
+@given(st.lists(values, max_size=4).flatmap(lambda entries: st.tuples(st.just(entries), json_texts({"a": entries}))))
+def test_free_form_values_come_out_as_they_went_in(entries_and_text: tuple[Any, bytes]) -> None:
+    """Bytes in = value out: in a free-form object nothing below its top level changes but that empty keys go."""
+    entries, text = entries_and_text
+    for path in ("eventProperties", "userProperties.consent", "userProperties.custom_properties"):
+        name, _, inner = path.partition(".")
+        sent = b'{"%b":%b}' % (inner.encode(), text) if inner else text
+        result = judged(b'{"event":"a","distinctId":"1","%b":%b}' % (name.encode(), sent))
+        kept = json.loads(result.bodies[0])[name]
+        assert json.dumps(kept[inner] if inner else kept) == json.dumps({"a": without_empty_keys(entries)})
 
 
 @given(
