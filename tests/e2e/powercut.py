@@ -29,12 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from deltalake.exceptions import DeltaError
 
 from counterfoil.faultydisk.disk import DiskUnavailable, FaultyDisk
 from counterfoil.faultydisk.faults import Fault, Operation
 from counterfoil.selftest.content import Content
 from counterfoil.selftest.journal import Journal
-from counterfoil.selftest.judging import FAULT_NAMES, judge
+from counterfoil.selftest.judging import FAULT_NAMES, Judgement, judge
 from counterfoil.selftest.load import Load
 from counterfoil.selftest.reading import read_delta
 from counterfoil.selftest.sending import HttpSender
@@ -47,6 +48,8 @@ EPISODE_ROUNDS = 12
 """Rounds after which a new disk is begun: a table that grows takes longer to look at."""
 PATIENCE_SECONDS = 300.0
 """How long a server may take to come up, to be well again, to deliver: long, because the machine may be busy."""
+
+READ_TRIES = 5
 
 ANY_OPERATION = frozenset(Operation)
 PLACES = ("", "", "^data/queue|^queue", "ledger", "lake")
@@ -247,7 +250,7 @@ class Game:
         if left:
             raise Broken(f"{left} rows could not be sent in {PATIENCE_SECONDS} s: {self._tail()}")
         self._await(self._is_delivered, "everything is settled and delivered")
-        judgement = judge(self._content, self._journal, read_delta(self.server.lake))
+        judgement = self._judged()
         if not judgement.is_clean:
             raise Broken("\n".join(judgement.lines()))
         books = json.loads(self.server.run("audit", "--json"))
@@ -256,6 +259,16 @@ class Game:
         self._judgement = judgement
         self.totals.rounds += 1
         self.totals.audits += 1
+
+    def _judged(self) -> Judgement:
+        """What the checker says; asked again when the table was cleaned up under its hands, which keeps little here."""
+        for left in range(READ_TRIES - 1, -1, -1):
+            try:
+                return judge(self._content, self._journal, read_delta(self.server.lake))
+            except (DeltaError, FileNotFoundError):
+                if not left:
+                    raise
+        raise AssertionError
 
     def add_up(self) -> None:
         """Add to the totals what the checker found last; once a game."""
