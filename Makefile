@@ -10,7 +10,7 @@ SDKS := $(SDK_VERSIONS:%=.sdk/%/.ready)
 COMPILED := $(VENV)/.compiled
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check docs format demo bench crash powercut diskfaults backfill-campaign fuzz conformance lock clean
+.PHONY: damage help run test check docs format demo bench crash powercut diskfaults backfill-campaign fuzz conformance lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -44,6 +44,9 @@ demo: $(READY) ## Send the CDNOW purchases through the official SDK, then by bac
 
 bench: $(READY) ## Measure the speed, with the floors beside it
 	@$(BIN)/python -m bench $(ARGS)
+
+damage: $(READY) ## Damage files of a server that stands still; it must live with it: ARGS=--rounds=20
+	@$(BIN)/python -m tests.e2e.damage $(ARGS)
 
 crash: $(READY) ## Kill and freeze every process and destination while clients send: ARGS="--minutes 60"
 	@$(BIN)/python -m tests.e2e.crash $(ARGS)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 
 import httpx
+import psycopg
 import pyarrow as pa
+import pytest
 from deltalake import DeltaTable
 
-from tests.e2e.server import TOKEN, Server, running
+from tests.e2e.server import TOKEN, Server, clean_environment, command, running
+from tests.postgres_server import postgres_server, why_not
 
 ROWS = 60
 SECOND = """
@@ -68,3 +72,46 @@ def test_the_ledger_is_lost_and_rebuilt(tmp_path: Path) -> None:
         server.run("audit")
         server.run("trace", first[0])
     server.run("rebuild", status=1)
+
+
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_with_postgres_and_killed_on_the_way(tmp_path: Path) -> None:
+    """A rebuild that is killed at each of its steps is begun again; both tables hold each row once in the end."""
+    with postgres_server() as postgres:
+        server = Server(
+            tmp_path,
+            more=f'[[destinations]]\nname = "base"\ntype = "postgres"\ndsn = "{postgres.dsn()}"\nbatch_seconds = 0.1',
+        )
+        first = [f"first-{number}" for number in range(ROWS)]
+        with running(server):
+            for start in range(0, ROWS, 6):
+                send(server, *first[start : start + 6])
+            server.settle_down()
+            server.kill()
+        with psycopg.connect(postgres.dsn()) as connection:
+            connection.execute("DELETE FROM events WHERE distinct_id IN ('first-7', 'first-59')")
+        lose_the_ledger(server)
+        for step in ("Asking", "Comparing with base", "Moving"):
+            kill_rebuild_at(server, step)
+        server.run("rebuild", "--json")
+        with running(server):
+            send(server, first[7], first[8], "later")
+            server.settle_down()
+            expected = Counter([*first, "later"])
+            assert names_in(server.lake) == expected
+            with psycopg.connect(postgres.dsn()) as connection:
+                assert Counter(name for (name,) in connection.execute("SELECT distinct_id FROM events")) == expected
+            server.run("audit")
+
+
+def kill_rebuild_at(server: Server, step: str) -> None:
+    """Begin a rebuild, and end it with SIGKILL when it says that it has come to a step."""
+    environment = clean_environment() | {"COUNTERFOIL_CONFIG": str(server.config)}
+    process = subprocess.Popen(
+        command("rebuild"), cwd=server.directory, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    assert process.stderr is not None
+    with process.stderr as told:
+        assert any(line.decode().startswith(step) for line in told)
+        process.kill()
+    process.wait()

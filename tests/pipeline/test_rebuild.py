@@ -11,7 +11,7 @@ import pytest
 from counterfoil.destinations.interface import Delivery
 from counterfoil.errors import DestinationDown, LedgerDamaged
 from counterfoil.files import RealFiles
-from counterfoil.ledger import SourceCounts
+from counterfoil.ledger import Cause, Ledger, ResentRow, SourceCounts, seq_of
 from counterfoil.pipeline.rebuild import EPOCH_GROUPS, is_half_in_place, put_in_place, rebuild
 from tests.destinations.lake import LEDGER
 from tests.destinations.memory import MemoryDestination
@@ -196,3 +196,25 @@ def test_any_loss_at_any_time(tmp_path: Path, seed: int) -> None:
         expected = {name for name, names in meant.items() if destination.name in names}
         assert Counter(destination.ids()) == Counter(expected)
     house.source()
+
+
+def test_what_was_found_there_is_not_sent_again_by_number(tmp_path: Path) -> None:
+    """A replay goes by numbers; what a destination held at the rebuild lies there under others, and is left alone."""
+    house = House(tmp_path)
+    house.receive("r1")
+    house.run()
+    house.lose_ledger()
+    house.rebuild()
+    house.receive("r2")
+    house.run()
+    ledger = Ledger.open(house.places.ledger, SETTINGS, LEDGER, mode="write")
+    try:
+        rows = [
+            ResentRow(seq_of(group.number, 0), seq_of(group.number, 0), group.position_of(0), "web")
+            for group in ledger.groups(0, 10)
+        ]
+        sent = ledger.send_again("a", Cause.REPLAY, rows, at_ms=1)
+    finally:
+        ledger.close()
+    assert sent is not None
+    assert [row.first_seq for row in sent.rows] == [rows[1].first_seq]

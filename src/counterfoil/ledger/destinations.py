@@ -42,6 +42,7 @@ from counterfoil.ledger.store import AGAIN, COPIES, DEAD, DELIVERIES, FACTS, GRO
 
 DESTINATION = b"destination/"
 RESENT = b"resent/"
+REBUILT = b"rebuilt/"
 
 _U64 = struct.Struct(">Q")
 _TWO_U64 = struct.Struct(">QQ")
@@ -56,6 +57,11 @@ class Destinations:
             key[len(DESTINATION) :].decode(): DestinationState.unpack(value)
             for key, value in facts.items()
             if key.startswith(DESTINATION)
+        }
+        self._rebuilt = {
+            key[len(REBUILT) :].decode(): GroupNumber(_U64.unpack(value)[0])
+            for key, value in facts.items()
+            if key.startswith(REBUILT)
         }
         self._resent: dict[str, list[GroupNumber]] = {}
         for key in sorted(facts):
@@ -77,7 +83,17 @@ class Destinations:
             found.append(group)
         return found
 
+    def rebuilt_to(self, name: str) -> GroupNumber:
+        """Up to this group its rows were found there when the ledger was rebuilt; 0 when it never was."""
+        return self._rebuilt.get(name, GroupNumber(0))
+
     # Changing
+
+    def put_rebuilt(self, batch: Batch, name: str, last_group: GroupNumber) -> None:
+        batch.put(FACTS, REBUILT + name.encode(), _U64.pack(last_group))
+
+    def remember_rebuilt(self, name: str, last_group: GroupNumber) -> None:
+        self._rebuilt[name] = last_group
 
     def put_state(self, batch: Batch, name: str, state: DestinationState) -> None:
         batch.put(FACTS, DESTINATION + name.encode(), state.pack())
@@ -122,7 +138,9 @@ class Destinations:
         if cause.is_of_dead:
             is_retryable = letter is not None and not letter.is_dropped and letter.first_seq == row.first_seq
             return is_retryable and (row.position is not None or self.copy(name, row.first_seq) is not None)
-        is_delivered = letter is None and state.start_group < group_of(row.last_seq) <= state.cursor
+        # What was there when the ledger was rebuilt lies there under another number: it seems missing, and is not.
+        first = self.rebuilt_to(name) if cause is Cause.REPLAY else GroupNumber(0)
+        is_delivered = letter is None and max(state.start_group, first) < group_of(row.last_seq) <= state.cursor
         return is_delivered and self.last_seq(name, row.first_seq) == row.last_seq and row.position is not None
 
     def put_resent(self, batch: Batch, group: ResentGroup) -> DestinationState:

@@ -114,7 +114,6 @@ _SOURCE = b"source/"
 _ROUTED = b"routed/"
 _READING = b"reading/"
 _DAMAGE = b"damage/"
-_REBUILT = b"rebuilt/"
 
 _U16 = struct.Struct(">H")
 _U64 = struct.Struct(">Q")
@@ -227,7 +226,6 @@ class Ledger:
         self._destinations = Destinations(self._store, facts)
         self._damages: set[FramePosition] = set()
         self._damaged_deaths = 0
-        self._rebuilt: dict[str, GroupNumber] = {}
         self._kept = Kept(facts)
         for key, value in facts.items():
             if key.startswith(_SOURCE):
@@ -240,8 +238,6 @@ class Ledger:
                 self._reading[position.directory] = position
             elif key.startswith(_DAMAGE):
                 self._damages.add(FramePosition.unpack(key[len(_DAMAGE) :]))
-            elif key.startswith(_REBUILT):
-                self._rebuilt[key[len(_REBUILT) :].decode()] = GroupNumber(_U64.unpack(value)[0])
 
     # What settle reads and writes
 
@@ -524,15 +520,15 @@ class Ledger:
 
     def rebuilt_to(self, name: str) -> GroupNumber:
         """Up to this group a destination holds rows under the numbers of a ledger that was lost; 0 when none was."""
-        return self._rebuilt.get(name, GroupNumber(0))
+        return self._destinations.rebuilt_to(name)
 
     def note_rebuilt(self, name: str, last_group: GroupNumber) -> None:
         """Note that the rows up to this group were found at a destination, not delivered to it."""
         with self._lock:
             batch = self._batch()
-            batch.put(FACTS, _REBUILT + name.encode(), _U64.pack(last_group))
+            self._destinations.put_rebuilt(batch, name, last_group)
             self._write(batch)
-            self._rebuilt[name] = last_group
+            self._destinations.remember_rebuilt(name, last_group)
 
     def add_known_keys(self, key_hashes: list[bytes], seqs: list[int], now_ms: int) -> None:
         """Let keys be known whose first rows nobody has any more; `seqs` are their numbers in the lost ledger."""
