@@ -10,7 +10,7 @@ import importlib
 import sys
 from pathlib import Path
 
-ORDER = ("gateway", "crowd", "contract", "worst", "queue", "settle", "delta", "backfill")
+ORDER = ("gateway", "crowd", "contract", "worst", "queue", "settle", "delta", "deliver", "backfill")
 
 
 def benches() -> list[str]:

@@ -19,6 +19,7 @@ from counterfoil.destinations.postgres import PostgresDestination
 from counterfoil.destinations.settings import PostgresSettings
 from counterfoil.errors import DestinationDown, DestinationRefused
 from tests.destinations.rows import ROWS_A_GROUP_MAX, delivery, row
+from tests.e2e.server import until
 from tests.postgres_server import PostgresServer, postgres_server, why_not
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -188,7 +189,7 @@ def test_counts_and_held_tell_what_is_there(dsn: str) -> None:
 
 def test_a_server_that_is_not_there_is_down(server: PostgresServer) -> None:
     """No connection is a reason to try again, and says nothing in PostgreSQL's words."""
-    with pytest.raises(DestinationDown, match=r"^postgres_unreachable$"):
+    with pytest.raises(DestinationDown, match=r"^postgres_unreachable: .*dsn"):
         destination(server.dsn().replace("host=", "host=/nowhere")).open()
 
 
@@ -220,6 +221,70 @@ def test_a_column_altered_by_hand_is_named(dsn: str) -> None:
     assert ["email" in problems[0], "extra" in problems[1]] == [True, True]
     with pytest.raises(DestinationRefused, match="email"):
         target.open()
+
+
+def test_a_dsn_that_is_none_is_told() -> None:
+    """What can't be read as a connection string is told with what was expected, and not quoted."""
+    for dsn in ("postgresql://user:hunter2@host:port/x", "host=a hunter2"):
+        (problem,) = destination(dsn).check()
+        assert "dsn" in problem
+        assert "hunter2" not in problem
+
+
+def test_a_wrong_password_is_told(dsn: str, server: PostgresServer) -> None:
+    """A password that the server does not take is told with where to look, and says nothing of it."""
+    hba = server.directory / "data" / "pg_hba.conf"
+    before = hba.read_text()
+    with psycopg.connect(server.dsn(), autocommit=True) as connection:
+        connection.execute("DROP ROLE IF EXISTS locked")
+        connection.execute("CREATE ROLE locked LOGIN PASSWORD 'right'")
+        hba.write_text(f"local all locked scram-sha-256\n{before}")
+        connection.execute("SELECT pg_reload_conf()")
+    try:
+        locked = destination(dsn.replace("postgres@", "locked:hunter2@"))
+
+        def told() -> bool | None:
+            return "28P01" in "".join(locked.check()) or None
+
+        until(told, "the server asks for passwords")
+        assert "the password is wrong: see the dsn" in locked.check()[0]
+        assert "hunter2" not in locked.check()[0]
+        with pytest.raises(DestinationRefused, match="28P01"):
+            locked.open()
+    finally:
+        hba.write_text(before)
+        with psycopg.connect(server.dsn(), autocommit=True) as connection:
+            connection.execute("SELECT pg_reload_conf()")
+
+
+def test_rights_that_were_taken_are_named(dsn: str) -> None:
+    """A user that may read but not write is told which right is missing, before anything is delivered."""
+    destination(dsn).open()
+    with psycopg.connect(dsn) as connection:
+        connection.execute("CREATE ROLE reader LOGIN") if not _role_is_there(connection) else None
+        connection.execute("GRANT SELECT ON events, events_cursors TO reader")
+    reader = destination(dsn.replace("postgres@", "reader@"))
+    problems = reader.check()
+    assert ["INSERT" in problems[0], '"events"' in problems[0]] == [True, True]
+    with pytest.raises(DestinationRefused, match="UPDATE"):
+        reader.open()
+
+
+def test_a_column_that_asks_for_a_value_is_named_and_no_row_is_dead(dsn: str) -> None:
+    """A column that somebody adds while it delivers, not null and without a default, is not the rows' fault."""
+    target = destination(dsn)
+    target.open()
+    with psycopg.connect(dsn) as connection:
+        connection.execute("ALTER TABLE events ADD COLUMN region text NOT NULL, ADD COLUMN note text")
+    with pytest.raises(DestinationRefused, match="sqlstate_23502:region"):
+        target.deliver(delivery(1))
+    with pytest.raises(DestinationRefused, match="the column region is not ours and may not be null"):
+        target.open()
+    assert len(target.check()) == 1
+    with psycopg.connect(dsn) as connection:
+        connection.execute("ALTER TABLE events ALTER COLUMN region SET DEFAULT 'x'")
+    target.open()
+    assert target.deliver(delivery(1)).dead == ()
 
 
 def test_a_server_that_dies_in_a_delivery_leaves_nothing_of_it(dsn: str, server: PostgresServer) -> None:

@@ -6,7 +6,9 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from counterfoil.destinations.interface import Delivery, Receipt, RefusedRow
 from counterfoil.destinations.settings import WebhookSettings
 from counterfoil.destinations.webhook import WebhookDestination
 from counterfoil.errors import DestinationDown, DestinationRefused
+from docs._tools.pages import ROOT
 from tests.certificate import make_certificate
 from tests.destinations.rows import delivery, row
 from tests.http_receiver import Received, Receiver, Reply, http_receiver
@@ -97,6 +100,27 @@ def test_a_request_is_signed_by_standard_webhooks(receiver: Receiver, hook: Webh
     expected = base64.b64encode(hmac.new(KEY, signed, hashlib.sha256).digest()).decode()
     assert request.headers["webhook-signature"] == f"v1,{expected}"
     assert request.headers["webhook-timestamp"] == str(NOW_MS // 1000)
+
+
+def test_the_check_in_the_docs_works_as_it_stands(receiver: Receiver) -> None:
+    """The lines that a receiver is given to paste take a request that is signed, and none that was changed."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "destinations.md").read_text(), re.M | re.S)
+    pasted: dict[str, Any] = {}
+    exec(code, pasted)
+    target = WebhookDestination(WebhookSettings(name="crm", url=receiver.url, secret=SECRET), LEDGER, _now_ms)
+    target.open()
+    target.deliver(delivery(1))
+    target.close()
+    (request,) = receiver.received
+    assert pasted["is_genuine"](SECRET, request.headers, request.body)
+    assert not pasted["is_genuine"](SECRET, request.headers, request.body + b" ")
+    assert not pasted["is_genuine"](f"whsec_{base64.b64encode(b'another').decode()}", request.headers, request.body)
+    late = {**request.headers, "webhook-timestamp": str(int(request.headers["webhook-timestamp"]) - 301)}
+    assert not pasted["is_genuine"](SECRET, late, request.body)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def test_rows_go_in_requests_of_the_set_size(receiver: Receiver, hook: WebhookDestination) -> None:

@@ -147,7 +147,7 @@ class WebhookDestination:
         client = self._client
         assert client is not None, "deliver before open"
         body = self._encoder.encode(
-            Posting("rows", str(self._ledger_id), self.name, [_posted(row, self._ledger_id) for row in rows])
+            Posting("rows", str(self._ledger_id), self.name, [posted_row(row, self._ledger_id) for row in rows])
         )
         try:
             answer = client.post(self._settings.url, content=body, headers=self._headers(rows, body))
@@ -221,7 +221,8 @@ class _Progress:
         return tuple(row for row in self._refused[:row_count] if row is not None), later
 
 
-def _posted(row: DeliveredRow, ledger_id: UUID) -> PostedRow:
+def posted_row(row: DeliveredRow, ledger_id: UUID) -> PostedRow:
+    """A row as it is posted."""
     return PostedRow(
         id=f"{ledger_id}:{row.seq if row.first_seq is None else row.first_seq}",
         seq=row.seq,
