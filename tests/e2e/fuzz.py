@@ -59,8 +59,8 @@ CONNECTIONS_MAX = 8
 ROUND_EXAMPLES = 100
 ROW_TEXTS = 500
 ANSWER_SECONDS_MAX = 60
-BOOKS_SECONDS_MAX = 600
-"""For what half an hour of small requests leaves to deliver and to recount."""
+PATIENCE_SECONDS = 600
+"""For a start on a busy machine, and for what half an hour of small requests leaves to deliver and to recount."""
 GROWTH_BYTES_MAX = 32 * 1024 * 1024
 """From what a worker took in the first quarter of a run to what it takes in the last."""
 
@@ -123,10 +123,9 @@ class Fuzz:
     def finish(self) -> FuzzResult:
         """Hold the books against what was answered; what the run came to."""
         judge = self._judge
-        self._server.patience_seconds = BOOKS_SECONDS_MAX
         self._pool.shutdown()
         seconds = time.monotonic() - self._began
-        status = self._server.settle_down(BOOKS_SECONDS_MAX)
+        status = self._server.settle_down(PATIENCE_SECONDS)
         booked = sum(source["accepted"] for source in status["sources"])
         assert booked >= judge.accepted_rows, f"{judge.accepted_rows} rows were accepted, {booked} stand in the books"
         self._server.run("audit")
@@ -298,7 +297,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: exit(1))
     directory = Path(tempfile.mkdtemp(prefix="counterfoil-fuzz-"))
     print(f"in {directory}, which stays when a promise is broken", flush=True)
-    with running(Server(directory, workers=2, more=LIMITS)) as server:
+    server = Server(directory, workers=2, more=LIMITS)
+    server.patience_seconds = PATIENCE_SECONDS
+    with running(server):
         fuzz = Fuzz(server, asked.seed * 1_000_000)
         end = time.monotonic() + asked.minutes * 60
         while time.monotonic() < end:

@@ -131,7 +131,11 @@ path = "data/lake"
                 env=clean_environment() | (environment or {}),
             )
         if wait:
-            until(self._is_ready, f"the server is ready; its log:\n{self.log_path.read_text()[-3000:]}")
+            until(
+                self._is_ready,
+                f"the server is ready; its log:\n{self.log_path.read_text()[-3000:]}",
+                self.patience_seconds,
+            )
         return self
 
     def _is_ready(self) -> bool:

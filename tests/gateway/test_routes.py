@@ -1,6 +1,7 @@
 """Paths and methods: what there is answers, what there isn't says so in the one error body."""
 
 import uuid
+from pathlib import Path
 
 import httpx
 import pytest
@@ -130,3 +131,31 @@ def test_openapi_is_the_document_of_this_server(gateway: RunningGateway) -> None
     answer = httpx.get(f"{gateway.url}/api/v1/openapi")
     assert answer.headers["content-type"] == "application/json"
     assert answer.json() == openapi_document(Limits(), __version__)
+
+
+JSON = {"content-type": "application/json"}
+ORDERED: list[tuple[str, str, str, dict[str, str], bytes, int]] = [
+    ("path before method", "PUT", "/api/v1/nowhere", {}, b"", 404),
+    ("method before content type", "PUT", "/api/v1/batch", {"content-type": "text/plain"}, b"x", 405),
+    ("content type before size", "POST", "/api/v1/batch", {"content-type": "text/plain"}, b" " * 2000, 415),
+    ("size before encoding", "POST", "/api/v1/batch", JSON | {"content-encoding": "lzma"}, b" " * 2000, 413),
+    ("encoding before JSON", "POST", "/api/v1/batch", JSON | {"content-encoding": "lzma"}, b"no JSON", 415),
+    ("JSON before shape", "POST", "/api/v1/batch", JSON, b'{"token": 5, "events": [}', 400),
+    ("shape before token", "POST", "/api/v1/batch", JSON, b'{"token": "unknown", "events": []}', 400),
+    ("number of rows before token", "POST", "/api/v1/batch", JSON, batch({}, {}, {}, token="unknown"), 413),
+    ("token before rows", "POST", "/api/v1/batch", JSON, batch({}, {}, token="unknown"), 401),
+    ("token before the row", "POST", "/api/v1/track", JSON, b'{"token": "unknown", "event": 5}', 401),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "body", "status"), [case[1:] for case in ORDERED], ids=[case[0] for case in ORDERED]
+)
+def test_what_is_wrong_in_two_ways_is_told_by_the_first(
+    tmp_path: Path, method: str, path: str, headers: dict[str, str], body: bytes, status: int
+) -> None:
+    """The contract's order: path, method, content type, size, encoding, JSON, shape, token, rows."""
+    with RunningGateway(tmp_path, limits=Limits(body_bytes_max=1024, rows_max=2)) as gateway:
+        answer = httpx.request(method, gateway.url + path, headers=headers, content=body)
+        assert answer.status_code == status
+        assert gateway.frames() == []
