@@ -14,6 +14,7 @@ from counterfoil.destinations.interface import Delivery, Receipt, RefusedRow
 from counterfoil.destinations.settings import MIB, DeliverySettings
 from counterfoil.errors import DestinationDown, DestinationRefused, LedgerWriteFailed
 from counterfoil.ledger import Cause, DestinationCounts, Ledger, ResentRow, group_of, seq_of
+from counterfoil.pipeline.audit import audit
 from counterfoil.pipeline.deliver import (
     BACKOFF_SECONDS_MAX,
     BACKOFF_SECONDS_MIN,
@@ -611,3 +612,45 @@ def test_without_room_nothing_is_handed_over(ledger: Ledger, queue: MemoryQueue)
         while not house.counts().delivered:
             house.await_signal()
     assert house.counts().delivered == 2
+
+
+def test_one_that_comes_back_goes_on_with_what_is_kept(house: House) -> None:
+    """Rows that went while a destination was not set are skipped; its next delivery reaches over them."""
+    house.deliverer.open()
+    house.settle("a")
+    house.step()
+    house.settle("b")
+    house.settle("c")
+    house.ledger.remove_groups(2)
+    assert (house.counts().skipped, house.counts().pending) == (1, 1)
+    for _ in range(2):
+        # The second time it says what it holds, and the ledger knows it.
+        house.deliverer.open()
+        house.step()
+    assert house.destination.ids() == ["a", "c"]
+    assert [(each.first_group, each.last_group) for each in house.destination.deliveries] == [(1, 1), (2, 3)]
+    counts = house.counts()
+    assert (counts.routed, counts.delivered, counts.skipped, counts.pending) == (3, 2, 1, 0)
+    assert audit(house.ledger, house.queue, {"shelf": house.destination.held}).is_balanced
+
+
+def test_what_was_held_unknown_to_the_ledger_and_went_stays_skipped(house: House) -> None:
+    """A commit before the cursor's copy, then not set until its rows went: it goes on, and the books balance."""
+
+    def die(_: Delivery) -> None:
+        raise ConnectionResetError
+
+    house.deliverer.open()
+    house.settle("a")
+    house.destination.after = die
+    with pytest.raises(ConnectionResetError):
+        house.step()
+    house.destination.after = lambda _: None
+    house.ledger.remove_groups(1)
+    house.settle("b")
+    house.deliverer.open()
+    house.step()
+    counts = house.counts()
+    assert house.destination.ids() == ["a", "b"]
+    assert (counts.routed, counts.delivered, counts.skipped, counts.pending) == (2, 1, 1, 0)
+    assert audit(house.ledger, house.queue, {"shelf": house.destination.held}).is_balanced

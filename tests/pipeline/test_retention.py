@@ -11,6 +11,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
+from rocksdict import Options, Rdict
 
 from counterfoil.contract.facts import RowFlag
 from counterfoil.errors import LedgerUnusable
@@ -260,7 +261,7 @@ def test_a_clock_that_was_a_year_ahead_keeps_nothing_for_a_year(house: House) ->
 
 def test_a_ledger_of_the_first_format_is_read(tmp_path: Path) -> None:
     """Segments that groups of an older ledger name are known as named, and its dead letters and counts are kept."""
-    from counterfoil.ledger.store import DEAD
+    from counterfoil.ledger.store import AGAIN, COPIES, DEAD, FAMILIES
     from counterfoil.ledger.store import FACTS as FAMILY
 
     ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="write")
@@ -285,6 +286,10 @@ def test_a_ledger_of_the_first_format_is_read(tmp_path: Path) -> None:
     batch.put(FAMILY, b"format", (1).to_bytes(2, "big"))
     ledger._store.write(batch)
     ledger.close()
+    raw = Rdict(str(tmp_path / "ledger"), Options(raw_mode=True), dict.fromkeys(FAMILIES, Options(raw_mode=True)))
+    for family in (AGAIN, COPIES):
+        raw.drop_column_family(family)
+    raw.close()
     with pytest.raises(LedgerUnusable, match="format version 1; start the server once"):
         Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="read")
     for _ in range(2):

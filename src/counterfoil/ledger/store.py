@@ -200,15 +200,27 @@ class Store:
     def _exists(self) -> bool:
         return (self._path / "CURRENT").exists()
 
-    def _open_once(self, access: AccessType) -> Rdict:
+    def _open_once(self, access: AccessType, families: Sequence[Family] = FAMILIES) -> Rdict:
         try:
-            db = Rdict(str(self._path), self._options(FACTS), {name: self._options(name) for name in FAMILIES}, access)
-            self._families = {name: db.get_column_family(name) for name in FAMILIES}
-            self._handles = {name: db.get_column_family_handle(name) for name in FAMILIES}
+            db = Rdict(str(self._path), self._options(FACTS), {name: self._options(name) for name in families}, access)
+            self._families = {name: db.get_column_family(name) for name in families}
+            self._handles = {name: db.get_column_family_handle(name) for name in families}
         except Exception as error:
+            # An older format has fewer; they are made when it is opened to write, and it is read no further before.
+            there = self._families_there()
+            if len(there) < len(families):
+                return self._open_once(access, there)
             self._forget()
             raise self._unusable(error) from None
         return db
+
+    def _families_there(self) -> Sequence[Family]:
+        try:
+            there = set(Rdict.list_cf(str(self._path)))
+        except Exception:
+            # Nothing that can be listed is nothing of an older format: the error of opening it is told.
+            return FAMILIES
+        return [family for family in FAMILIES if family in there] if FACTS in there else FAMILIES
 
     def _refuse_lost_commits(self) -> None:
         """Raise LedgerDamaged when batches that were flushed are gone; nothing is touched before that is known."""

@@ -399,6 +399,9 @@ class _Tally:
         self._asked_to = seq_of(max(self._reached, self._rebuilt_to) + 1, 0)
         self._missing = self._surplus = 0
         self._failure: str | None = None
+        # One that was recorded after its groups had gone is folded with the next that go.
+        while self._delivery is not None and self._delivery.last_group <= ledger.carried().last_group:
+            self._close_delivery(self._delivery.last_group)
 
     def add(self, group: Group, rows: _GroupRows) -> None:
         """Count a group's rows that are for this destination."""
