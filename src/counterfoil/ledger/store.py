@@ -33,6 +33,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NewType, cast
 
@@ -246,7 +247,9 @@ class Store:
 
     def _note_commit(self) -> None:
         number = self._db.latest_sequence_number()
-        os.pwrite(self._committed, _COMMITTED.pack(number, _checksum(number)), 0)
+        # What was written counts whether or not this works: the note may say less than is there, never more.
+        with suppress(OSError):
+            os.pwrite(self._committed, _COMMITTED.pack(number, _checksum(number)), 0)
 
     def _options(self, family: Family) -> Options:
         settings = self._settings
