@@ -41,6 +41,8 @@ ROUNDS_A_RECKONING = 8
 RECKONINGS_A_SERVER = 4
 DOWN_SECONDS_MAX = 2.5
 CLIENT_TIMEOUT_SECONDS = 10.0
+PATIENCE_SECONDS = 900.0
+"""What a server may take to be ready: on a machine that is busy with other things, starting takes minutes."""
 
 # Small segments and early merges, so that a few minutes pass what else takes days; every other server keeps no segment
 # longer than destinations need it.
@@ -68,7 +70,13 @@ def a_game(
                 f'[[destinations]]\nname = "pg"\ntype = "postgres"\ndsn = "{postgres.dsn()}"\nbatch_seconds = 0.1'
             )
             readers["pg"] = lambda: read_postgres(postgres.dsn())
-        server = ServerUnderTest(directory / "server", queue=QUEUES[seed % 2], lake=LAKE, more="\n".join(more))
+        server = ServerUnderTest(
+            directory / "server",
+            queue=QUEUES[seed % 2],
+            lake=LAKE,
+            more="\n".join(more),
+            patience_seconds=PATIENCE_SECONDS,
+        )
         readers["lake"] = lambda: read_delta(server.lake)
         turns = itertools.count()
 

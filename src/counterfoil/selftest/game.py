@@ -24,7 +24,7 @@ from counterfoil.selftest.server import ServerFailed, ServerUnderTest
 
 FAULTS_A_ROUND_MAX = 3
 PAUSE_SECONDS_MAX = 1.2
-FINISH_SECONDS = 300.0
+FINISH_SECONDS = 600.0
 
 Reader = Callable[[], Iterable[FoundRow]]
 

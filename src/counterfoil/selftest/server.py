@@ -22,9 +22,9 @@ from typing import Any
 
 import httpx
 
-WAIT_SECONDS = 120.0
+PATIENCE_SECONDS = 120.0
 _POLL_SECONDS = 0.05
-_COMMAND_SECONDS = 600.0
+_COMMAND_SECONDS = 1800.0
 
 
 class ServerFailed(Exception):
@@ -43,11 +43,22 @@ class ServerUnderTest:
     """A configuration, and `counterfoil serve` on it.
 
     `queue` and `lake` are further lines of TOML for the queue and for the table, `more` is for further destinations.
+    `patience_seconds` is how long whatever it must do by itself may take.
     """
 
-    def __init__(self, directory: Path, *, workers: int = 2, queue: str = "", lake: str = "", more: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        workers: int = 2,
+        queue: str = "",
+        lake: str = "",
+        more: str = "",
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
         # Commands run in it, so a path that is relative to here would lead elsewhere.
         self.directory = directory = directory.absolute()
+        self._patience_seconds = patience_seconds
         self.token = f"selftest-{secrets.token_urlsafe(24)}"
         self.config = directory / "counterfoil.toml"
         self._port, self._console_port = _free_port(), _free_port()
@@ -111,11 +122,11 @@ batch_seconds = 0.1
         if wait:
             self.await_ready()
 
-    def await_ready(self, seconds: float = WAIT_SECONDS) -> None:
+    def await_ready(self) -> None:
         """Return when every part is ready. Raises ServerFailed."""
-        self._until(lambda: self._get("/readyz") is not None, "the server is ready", seconds)
+        self._until(lambda: self._get("/readyz") is not None, "the server is ready")
 
-    def await_delivery(self, seconds: float = WAIT_SECONDS) -> None:
+    def await_delivery(self) -> None:
         """Return when every row that is durable is settled and delivered. Raises ServerFailed."""
 
         def is_done() -> bool:
@@ -126,14 +137,14 @@ batch_seconds = 0.1
                 and all(destination["pending"] == 0 for destination in status["destinations"])
             )
 
-        self._until(is_done, "everything settled and delivered", seconds)
+        self._until(is_done, "everything settled and delivered")
 
     def stop(self) -> None:
         """Stop it by SIGTERM. Raises ServerFailed when it does not end with status 0."""
         if self._process is None:
             return
         self._process.terminate()
-        status = self._process.wait(WAIT_SECONDS)
+        status = self._process.wait(self._patience_seconds)
         self._process = None
         if status != 0:
             raise ServerFailed(f"SIGTERM ended the server with status {status}; see {self.log}")
@@ -156,10 +167,10 @@ batch_seconds = 0.1
         for pid in killed:
             send(pid, signal.SIGKILL)
         let_go()
-        self._process.wait(WAIT_SECONDS)
+        self._process.wait(self._patience_seconds)
         self._process = None
         for descriptor in watched:
-            has_ended = _ended(descriptor, WAIT_SECONDS)
+            has_ended = _ended(descriptor, self._patience_seconds)
             os.close(descriptor)
             if not has_ended:
                 raise ServerFailed("a process outlived its supervisor")
@@ -218,7 +229,8 @@ batch_seconds = 0.1
             return None
         return answer if answer.status_code == 200 else None
 
-    def _until(self, is_done: Callable[[], bool], what: str, seconds: float) -> None:
+    def _until(self, is_done: Callable[[], bool], what: str) -> None:
+        seconds = self._patience_seconds
         deadline = time.monotonic() + seconds
         while not is_done():
             status = None if self._process is None else self._process.poll()
