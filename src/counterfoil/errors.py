@@ -11,6 +11,8 @@
     │   ├── LedgerDamaged       what was flushed of it can't be read any more; `counterfoil rebuild` makes it anew
     │   └── LedgerInUse         another process writes it
     ├── LedgerWriteFailed       nothing of the batch was recorded
+    ├── PipelineUnreachable     an order got no answer, or the pipeline is in no state to take one
+    ├── OrderRefused            the pipeline did not carry an order out; its message says why
     ├── QueryRefused            SQL that is wrong, would write, or finds no table; its message is for who asked
     └── DestinationError
         ├── DestinationDown     can't be reached or is busy; trying again can help
@@ -85,6 +87,16 @@ class LedgerWriteFailed(CounterfoilError):
     """Nothing of this batch was recorded in the ledger."""
 
     retryable = True
+
+
+class PipelineUnreachable(CounterfoilError):
+    """The pipeline gave no answer: what was ordered may or may not be done, and may be ordered again."""
+
+    retryable = True
+
+
+class OrderRefused(CounterfoilError):
+    """The pipeline did not carry the order out."""
 
 
 class QueryRefused(CounterfoilError):

@@ -8,7 +8,7 @@ old one away. A test token marks its rows as such (contract.md section 9).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Annotated
 
 import msgspec
@@ -188,3 +188,9 @@ def _allowlist(source: SourceSettings, place: str, destinations: Collection[str]
                 raise SettingsInvalid(f"{entry_place}.destinations: expected names of destinations, found {name}")
         routes[key] = Route(is_allowed=True, destinations=None if names is None else tuple(sorted(set(names))))
     return routes
+
+
+def router(source: SourceSettings) -> Callable[[str], Route]:
+    """Where the events of a source go by its allowlist as it is set."""
+    routes = _allowlist(source, source.name, None)
+    return lambda event: EVERYWHERE if routes is None else routes.get(compared(event), BLOCKED)

@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from msgspec import structs
 
 from counterfoil.destinations.interface import Delivery, RefusedRow
 from counterfoil.destinations.postgres import PostgresDestination
@@ -160,6 +161,19 @@ def test_a_key_that_is_taken_is_dead_and_the_first_row_stays(dsn: str) -> None:
     receipt = target.deliver(Delivery(2, 2, [row(131_072, "order", event="Other"), row(131_073)]))
     assert receipt.dead == (RefusedRow(131_072, "already_there"),)
     assert fetch(dsn, "SELECT seq, event FROM events ORDER BY seq") == [(65_536, "Purchase"), (131_073, "Purchase")]
+
+
+def test_a_row_that_is_there_and_is_sent_again_is_no_second_one(dsn: str) -> None:
+    """It takes its new seq, so that what is held is what the ledger says; a later row of the key is refused as ever."""
+    target = destination(dsn)
+    target.open()
+    first = row(65_536, "a")
+    target.deliver(Delivery(1, 1, [first, row(65_537, "b")]))
+    again = structs.replace(first, seq=131_072, first_seq=65_536)
+    later = row(131_073, "b", received_at_ms=first.received_at_ms + 86_400_000)
+    receipt = target.deliver(Delivery(2, 2, [again, later]))
+    assert (receipt.row_count, receipt.dead) == (1, (RefusedRow(131_073, "already_there"),))
+    assert fetch(dsn, "SELECT distinct_id, seq FROM events ORDER BY distinct_id") == [("a", 131_072), ("b", 65_537)]
 
 
 def test_the_same_row_once_more_is_no_refusal(dsn: str) -> None:

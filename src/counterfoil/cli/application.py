@@ -12,10 +12,12 @@ from counterfoil.cli import (
     backfill,
     check,
     conformance,
+    dead,
     init,
     password,
     query,
     rebuild,
+    replay,
     selftest,
     serve,
     source,
@@ -37,6 +39,7 @@ COMMANDS = (
     password.password,
     trace.trace,
     audit.audit,
+    replay.replay,
     rebuild.rebuild,
     query.query,
     backfill.backfill,
@@ -53,6 +56,7 @@ def make_application() -> typer.Typer:
     application.callback()(options)
     for command in COMMANDS:
         application.command()(command)
+    application.add_typer(dead.make_application(), name="dead")
     application.add_typer(source.make_application(), name="source")
     return application
 

@@ -306,7 +306,11 @@ class PostgresDestination:
             with connection.transaction():
                 self._copy(connection, rows)
                 inserted = connection.execute(self._insert(), (self._ledger_id,)).rowcount
-                taken = self._taken_keys(connection) if inserted < len(rows) else []
+                if inserted < len(rows):
+                    connection.execute(self._renumber(), (self._ledger_id,))
+                    taken = self._taken_keys(connection)
+                else:
+                    taken = []
                 connection.execute(sql.SQL("TRUNCATE {}").format(_STAGING))
         except psycopg.Error as error:
             # A column that somebody added and that must have a value is no row's fault.
@@ -379,6 +383,14 @@ class PostgresDestination:
             sql.SQL(", ").join(sql.SQL(expression) for _, _, expression in _STAGED),
             _STAGING,
         )
+
+    def _renumber(self) -> sql.Composed:
+        """Give rows that are there already, and were sent again, their new seq: the same key, received at once."""
+        return sql.SQL(
+            "UPDATE {} AS kept SET seq = staged.seq FROM {} AS staged WHERE kept.ledger_id = %s "
+            "AND (kept.source, kept.distinct_id) = (staged.source, staged.distinct_id) AND kept.seq < staged.seq "
+            "AND kept.received_at = timestamptz 'epoch' + staged.received_at * interval '1 millisecond'"
+        ).format(self._table, _STAGING)
 
     def _taken_keys(self, connection: Connection) -> list[int]:
         """The seqs of staged rows that are not in the table: another row has their key."""

@@ -60,7 +60,7 @@ class Handover:
     def dead_rows(self, refused: Iterable[RefusedRow]) -> list[DeadRow]:
         """What the ledger is to keep of rows that were refused: a copy of each that can be read and has none yet."""
         dead = []
-        frames = _Frames(self._source)
+        frames = FrameCache(self._source)
         for number, of_group in groupby(sorted(refused, key=lambda row: row.seq), lambda row: group_of(Seq(row.seq))):
             rows = list(of_group)
             for row, position in zip(rows, self._positions(number, rows), strict=True):
@@ -120,7 +120,7 @@ class Handover:
     def _resent_rows(self, group: ResentGroup) -> _Rows:
         rows: list[DeliveredRow] = []
         dead: list[RefusedRow] = []
-        frames = _Frames(self._source)
+        frames = FrameCache(self._source)
         for place, named in enumerate(group.rows):
             seq = group.seq_at(place)
             found = self._found(named, frames)
@@ -133,7 +133,7 @@ class Handover:
             dead += unreadable
         return rows, dead
 
-    def _found(self, named: ResentRow, frames: _Frames) -> tuple[Frame, int] | None:
+    def _found(self, named: ResentRow, frames: FrameCache) -> tuple[Frame, int] | None:
         if named.position is None:
             copy = self._ledger.copy_of(self._name, named.first_seq)
             return None if copy is None else (frame_of(copy), 0)
@@ -157,7 +157,7 @@ class Handover:
             yield from group.positions_of(places)
 
 
-class _Frames:
+class FrameCache:
     """Frames of the queue, the last one kept: neighbours lie in the same."""
 
     def __init__(self, source: FrameSource) -> None:

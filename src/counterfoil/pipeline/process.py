@@ -1,4 +1,4 @@
-"""The pipeline's process: settle on the main thread, one thread a destination and one for retention.
+"""The pipeline's process: settle on the main thread, one thread a destination, one for retention, one for orders.
 
 Until its lifeline ends.
 
@@ -24,7 +24,9 @@ from counterfoil.errors import LedgerInUse, LedgerUnusable, LedgerWriteFailed
 from counterfoil.files import RealFiles
 from counterfoil.ledger import Ledger
 from counterfoil.lifeline import Lifeline
+from counterfoil.pipeline.control import ControlServer
 from counterfoil.pipeline.deliver import Deliverer, DeliveryState
+from counterfoil.pipeline.orders import OrderDesk
 from counterfoil.pipeline.replacements import Replacements
 from counterfoil.pipeline.retention import Retention, tell_unset
 from counterfoil.pipeline.room import Room
@@ -193,15 +195,19 @@ def make_pipeline(
     retention = Retention(ledger, queue, [each.name for each in task.destinations], task.queue.retention_days)
     settler = Settler(queue, ledger, task.pipeline, _clock_ms)
     replacements = Replacements(ledger, queue, _clock_ms)
+    desk = OrderDesk(ledger, _clock_ms)
+    control = ControlServer(task.data_dir, desk.submit)
 
     def settle_step() -> int:
+        if ordered := desk.work():
+            return ordered
         began = time.monotonic()
         row_count = settler.step()
         if row_count:
             metrics.settled(time.monotonic() - began)
         return row_count + replacements.step()
 
-    return Pipeline(settle_step, [*deliverers, retention], poll_seconds=task.pipeline.poll_ms / 1000)
+    return Pipeline(settle_step, [*deliverers, retention, control], poll_seconds=task.pipeline.poll_ms / 1000)
 
 
 def make_deliverer(
