@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from counterfoil.destinations.delta_address import TableAddress
-from counterfoil.destinations.query import run_query
-from counterfoil.errors import QueryRefused
+from counterfoil.destinations.query import held_rows, run_query
+from counterfoil.errors import DestinationDown, QueryRefused
 from tests.destinations.lake import address, lake
 from tests.destinations.making import delivery
 
@@ -129,3 +129,16 @@ def test_queries_work_while_the_pipeline_writes(tmp_path: Path) -> None:
     assert seen == sorted(seen)
     ((count,),) = run_query(address(tmp_path), "SELECT count(*) FROM events").rows()
     assert count == 59 * 3
+
+
+def test_a_damaged_data_file_is_told_by_name(path: Path) -> None:
+    """What the table holds can't be told then; which file stands in the way can."""
+    (file,) = path.rglob("*.parquet")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 8 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 8)
+    file.write_bytes(data)
+    with pytest.raises(DestinationDown, match=f"{file.name} can't be read"):
+        list(held_rows(TableAddress(path, ""), 0, None))
+    file.unlink()
+    with pytest.raises(DestinationDown, match=f"{file.name} can't be read"):
+        list(held_rows(TableAddress(path, ""), 0, None))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.e2e import damage
 from tests.e2e.server import TOKEN, Server, running, until
 
 FIRST, LATER = 40, 5
@@ -128,3 +130,9 @@ def test_a_damaged_segment_of_what_was_delivered(server: Server) -> None:
         server.rows_of(*send_later(server))
         server.settle_down()
         assert len(server.rows()) == FIRST + LATER
+
+
+def test_a_round_of_the_damage_campaign(stopped: Path, tmp_path: Path) -> None:
+    """What `make damage` plays for long holds for one random damage as well."""
+    outcome = damage.play(stopped, tmp_path / "round", random.Random(7), {f"first-{number}" for number in range(FIRST)})
+    assert outcome.what

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 from arro3.core import RecordBatchReader
 from deltalake import QueryBuilder
 from deltalake.exceptions import DeltaError, TableNotFoundError
@@ -15,6 +16,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from counterfoil.destinations.delta_address import TableAddress
 from counterfoil.destinations.delta_columns import TABLE_NAME
 from counterfoil.destinations.delta_errors import problem_of
+from counterfoil.destinations.delta_table import table_files
 from counterfoil.destinations.interface import HeldRows
 from counterfoil.errors import DestinationDown, QueryRefused
 
@@ -88,7 +90,22 @@ def _read(address: TableAddress, sql: str) -> Iterator[pa.RecordBatch]:
         yield from _as_pyarrow(reader)
     except Exception as error:
         # deltalake's reader raises nothing more special for a data file that is damaged or gone.
-        raise DestinationDown(f"{address}: a data file of the table can't be read") from error
+        which = _unreadable_file(address) or "a data file of the table"
+        raise DestinationDown(f"{address}: {which} can't be read") from error
+
+
+def _unreadable_file(address: TableAddress) -> str | None:
+    """The first data file of a table on this machine that is damaged or gone; None when each can be read."""
+    if address.path is None:
+        return None
+    for file in table_files(address.load()):
+        try:
+            with pq.ParquetFile(address.path / file.path, memory_map=False) as opened:
+                for index in range(opened.num_row_groups):
+                    opened.read_row_group(index)
+        except (OSError, pa.ArrowException):
+            return file.path
+    return None
 
 
 def _execute(address: TableAddress, sql: str) -> RecordBatchReader:
