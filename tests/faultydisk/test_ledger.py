@@ -23,4 +23,6 @@ def test_what_is_recorded_counts_though_its_number_can_not_be_noted(disk: Faulty
     disk.set_faults([])
     ledger.register_destination("three")
     ledger.close()
-    assert Ledger.open(path, LedgerSettings(), ledger_id, mode="read").destinations() == ("one", "three", "two")
+    reader = Ledger.open(path, LedgerSettings(), ledger_id, mode="read")
+    assert reader.destinations() == ("one", "three", "two")
+    reader.close()
