@@ -10,7 +10,7 @@ SDKS := $(SDK_VERSIONS:%=.sdk/%/.ready)
 COMPILED := $(VENV)/.compiled
 
 .DEFAULT_GOAL := help
-.PHONY: damage help run test check docs format demo bench crash powercut diskfaults backfill-campaign fuzz conformance lock clean
+.PHONY: damage help run test check docs format demo bench crash powercut diskfaults backfill-campaign fuzz overload audit-dependencies conformance lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -62,6 +62,13 @@ backfill-campaign: $(READY) ## Backfill through a dropping proxy, sender and ser
 
 fuzz: $(READY) ## Fuzz the HTTP port of a whole server for half an hour: ARGS="--minutes 5"
 	@$(BIN)/python -m tests.e2e.fuzz $(ARGS)
+
+overload: $(READY) ## Send more than a server can take, beside slow and broken connections: ARGS="--minutes 5"
+	@$(BIN)/python -m tests.e2e.overload $(ARGS)
+
+audit-dependencies: $(READY) ## Look for known faults in what is locked, by pip-audit and its database
+	@$(BIN)/uv tool run --quiet pip-audit --version >/dev/null || { echo "pip-audit can't be had from the package index"; exit 1; }
+	@$(BIN)/uv tool run --quiet pip-audit --strict --requirement requirements.lock --require-hashes --disable-pip --progress-spinner off $(ARGS)
 
 conformance: $(READY) ## Test a server of our own with the conformance kit: ARGS="--slow --junit conformance.xml"
 	@$(BIN)/python -m tests.conformance_kit.own $(ARGS)

@@ -245,8 +245,8 @@ def test_slow_headers_are_cut_off(tmp_path: Path) -> None:
 
 
 def test_a_worker_over_its_budget_refuses_at_once(tmp_path: Path) -> None:
-    """500, to be sent again; what is held is held by requests still arriving, and is free when they are gone."""
-    with RunningGateway(tmp_path, limits=Limits(body_bytes_max=MIB), bodies_bytes_max=2 * MIB) as gateway:
+    """500, to be sent again; requests still arriving hold half of the budget, which is free when they are gone."""
+    with RunningGateway(tmp_path, limits=Limits(body_bytes_max=MIB), bodies_bytes_max=4 * MIB) as gateway:
         holders = [gateway.connect() for _ in range(2)]
         for holder in holders:
             holder.sendall(request_head("/api/v1/batch", f"content-length: {MIB}") + b" " * (MIB - 1))
@@ -255,11 +255,29 @@ def test_a_worker_over_its_budget_refuses_at_once(tmp_path: Path) -> None:
         assert refused.status_code == 500
         assert (refused.json()["success"], refused.json()["retryable"]) == (False, True)
         assert refused.headers["retry-after"] == "1"
+        assert gateway.post("/batch", batch(row("small"))).status_code == 200, (
+            "stalled senders keep out large bodies alone"
+        )
         for holder in holders:
             holder.sendall(b" ")
             assert read_answer(holder).status == 400
             holder.close()
         assert gateway.post("/batch", padded(500_000)).status_code == 200
+
+
+def test_the_rest_of_a_body_without_room_is_not_waited_for(tmp_path: Path) -> None:
+    """A sender that stalls behind a body for which there was no room is answered, and its connection is closed."""
+    with (
+        RunningGateway(tmp_path, limits=Limits(body_bytes_max=MIB), bodies_bytes_max=MIB) as gateway,
+        gateway.connect() as holder,
+        gateway.connect() as late,
+    ):
+        holder.sendall(request_head("/api/v1/batch", f"content-length: {MIB}") + b" " * (MIB - 1))
+        until(lambda: gateway.held_bytes() == MIB - 1, "held what was sent")
+        late.sendall(request_head("/api/v1/batch", f"content-length: {MIB}") + b" " * 1000)
+        answer = read_answer(late)
+        assert (answer.status, answer.headers["retry-after"], answer.headers["connection"]) == (500, "1", "close")
+        assert gateway.held_bytes() == MIB - 1
 
 
 def test_what_a_body_inflates_to_counts_for_the_budget(tmp_path: Path) -> None:

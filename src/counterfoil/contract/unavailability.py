@@ -16,6 +16,11 @@ def server_full() -> Answer:
     return unavailable("the server holds as many requests as it can; send the request again", _SOON_SECONDS)
 
 
+def server_busy() -> Answer:
+    """More requests came to this worker than it can judge in good time; it refuses early what it would answer late."""
+    return unavailable("more requests came than the server can take; send the request again", _SOON_SECONDS)
+
+
 def server_stopping() -> Answer:
     """The server stops, and did not wait for the rest of the request."""
     return unavailable("the server is stopping; send the request again", _SOON_SECONDS)

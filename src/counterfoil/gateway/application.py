@@ -11,7 +11,8 @@ The checks stand in the order of contract.md section 3, so that a bad token is t
 waits for two things: the rest of its body, and the flush of its frames.
 
 A large request is judged in pieces, and one such request at a time until it is flushed: small ones pass between the
-pieces, and what judging and flushing need besides the body is needed once.
+pieces, and what judging and flushing need besides the body is needed once. What would come up late is refused
+(`admission`).
 """
 
 from __future__ import annotations
@@ -38,9 +39,17 @@ from counterfoil.contract.answers import (
 from counterfoil.contract.limits import Limits
 from counterfoil.contract.openapi import openapi_document
 from counterfoil.contract.rejections import RequestRejected
-from counterfoil.contract.requests import IdentifyRequest, TrackRequest, read_batch, read_identify, read_track
+from counterfoil.contract.requests import (
+    BatchRequest,
+    IdentifyRequest,
+    TrackRequest,
+    read_batch,
+    read_identify,
+    read_track,
+)
 from counterfoil.contract.rows import IDENTIFY_EVENT, JudgedRows, RowRules, judge_batch, judge_identify, judge_track
 from counterfoil.errors import DiskReserveReached, FlushFailed, QueueRefused
+from counterfoil.gateway.admission import Admission, TooBusy, Turn
 from counterfoil.gateway.bodies import Bodies, BodyBudget, OverBudget, Stopping
 from counterfoil.gateway.call import Call
 from counterfoil.gateway.cors import Cors
@@ -102,7 +111,8 @@ class Application:
         self._frames = Frames(queue)
         self._deadlines = Deadlines()
         self._bodies = Bodies(limits, BodyBudget(settings.bodies_bytes_max), self._deadlines)
-        self._turn = asyncio.Lock()
+        self._admission = Admission()
+        self._turn = Turn()
         self._is_stopping = False
         self.counts = GatewayCounts()
         self._in_flight = 0
@@ -125,15 +135,17 @@ class Application:
         until = began + self._limits.request_seconds_max
         call = Call(headers, exchange, self._ids.next(self._clock_ms()), until)
         self._in_flight += 1
+        is_busy = False
         try:
             try:
                 answer = await self._handler(scope, call)(call)
             except Exception as error:  # The edge of a request: everything becomes an answer, and is counted.
                 answer = self._answer_to(error, call)
+                is_busy = isinstance(error, OverBudget)
             if not call.is_read:
                 # The error is gone, and with its traceback what of the body it held.
                 self._bodies.release(call)
-                await self._bodies.throw_away(call)
+                await self._bodies.throw_away(call, is_busy=is_busy)
         finally:
             self._bodies.release(call)
             self._in_flight -= 1
@@ -206,13 +218,17 @@ class Application:
         _check_content_type(call)
         body = await self._bodies.read(call)
         if call.encoding is None and len(body) <= _SMALL_BYTES:
-            return await self._take_batch(call, body)
+            self._admission.admit()
+            request = read_batch(body, self._limits)
+            if len(request.rows) <= _PIECE_ROWS:
+                return await self._take_batch(call, request)
+            # Read again when its turn has come: rows of two bytes are a hundred times as large when they are objects.
+            del request
         async with self._turn:
-            return await self._take_batch(call, await self._bodies.inflate(call, body))
+            return await self._take_batch(call, read_batch(await self._bodies.inflate(call, body), self._limits))
 
-    async def _take_batch(self, call: Call, body: bytes) -> Answer:
+    async def _take_batch(self, call: Call, request: BatchRequest) -> Answer:
         """Judge the rows of a /batch, give the accepted ones to the queue, and wait for it."""
-        request = read_batch(body, self._limits)
         row_count = len(request.rows)
         sender = self._sender(request.token, row_count)
         receipt = self._receipt(call, sender)
@@ -243,6 +259,7 @@ class Application:
         if call.encoding is not None:
             async with self._turn:
                 body = await self._bodies.inflate(call, body)
+        self._admission.admit()
         request = read(body, self._limits)
         sender = self._sender(request.token, 1)
         receipt = self._receipt(call, sender)
@@ -316,6 +333,8 @@ class Application:
             return error_answer(error)
         if isinstance(error, OverBudget):
             return unavailability.server_full()
+        if isinstance(error, TooBusy):
+            return unavailability.server_busy()
         if isinstance(error, Stopping):
             return unavailability.server_stopping()
         if isinstance(error, DiskReserveReached):

@@ -9,12 +9,15 @@
 
 The budget counts what was received and what was inflated of it, until the request is answered: frames made of it are
 about as large. It counts bytes that are here, not bytes that were announced, so that nobody holds it by a promise.
+Bodies that are still arriving hold half of it at most, so that senders who stall keep out large bodies alone: one that
+comes in one piece needs no room among those who wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 from io import BytesIO
+from time import monotonic
 
 from counterfoil.contract.limits import Limits
 from counterfoil.contract.rejections import (
@@ -28,6 +31,9 @@ from counterfoil.gateway.call import Call
 from counterfoil.gateway.deadlines import CutOff, Deadlines
 from counterfoil.gateway.inflating import SPOKEN_ENCODINGS, DamagedCompression, inflater
 from counterfoil.gateway.rsgi import Exchange
+
+THROW_AWAY_SECONDS = 1.0
+"""How long the rest of a body is read that there was no room for: whoever sends it slowly is cut off."""
 
 # How much is inflated before others get their turn.
 _TURN_BYTES = 1024 * 1024
@@ -47,9 +53,15 @@ class BodyBudget:
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
         self.held_bytes = 0
+        self.arriving_bytes = 0
+        """Of these, of bodies that are not here as a whole."""
 
     def has_room(self, byte_count: int) -> bool:
         return self.held_bytes + byte_count <= self.bytes_max
+
+    def has_room_to_arrive(self, byte_count: int, body_bytes_max: int) -> bool:
+        """Whether so much more of bodies may wait for their rest, of which one alone may have `body_bytes_max`."""
+        return self.arriving_bytes + byte_count <= max(self.bytes_max // 2, body_bytes_max)
 
 
 class Bodies:
@@ -90,6 +102,7 @@ class Bodies:
             raise self._cut_off(cut) from None
         finally:
             self.deadlines.end(task)
+            self.budget.arriving_bytes -= call.held_bytes
         call.is_read = True
         call.body_bytes = len(body)
         self._hold(call, len(body) - call.held_bytes)
@@ -123,8 +136,8 @@ class Bodies:
             raise body_damaged(encoding) from None
         return inflated.getvalue()
 
-    async def throw_away(self, call: Call) -> None:
-        """Read what is left of a body that nobody wants, up to twice the limit.
+    async def throw_away(self, call: Call, *, is_busy: bool = False) -> None:
+        """Read what is left of a body that nobody wants, up to twice the limit; for THROW_AWAY_SECONDS when `is_busy`.
 
         A connection closed while its sender still writes reaches the sender as a broken one, and not the answer.
         """
@@ -133,7 +146,8 @@ class Bodies:
         exchange = call.exchange if call.has_begun else call.exchange.__aiter__()
         call.has_begun = True
         left = 2 * self.limits.body_bytes_max
-        task = self.deadlines.begin(call.until)
+        until = min(call.until, monotonic() + THROW_AWAY_SECONDS) if is_busy else call.until
+        task = self.deadlines.begin(until)
         try:
             while left > 0:
                 left -= len(await exchange.__anext__())
@@ -159,7 +173,10 @@ class Bodies:
             received += len(pieces[-1])
             if received > bytes_max:
                 raise body_too_large(self.limits)
+            if not self.budget.has_room_to_arrive(len(pieces[-1]), bytes_max):
+                raise OverBudget
             self._hold(call, len(pieces[-1]))
+            self.budget.arriving_bytes += len(pieces[-1])
             collected.write(pieces.pop())
             if received == call.length:
                 return collected.getvalue()

@@ -1,8 +1,8 @@
 """Ends the waiting of requests that take too long to arrive, with one timer for all of them.
 
 A timer a request would cost as much as half of its reading. Here a request costs an entry in a dictionary, and a sweep
-four times a second looks at the oldest entries alone: a dictionary keeps its order, and all requests have the same
-time. A task that waits is cancelled, which is also what makes Granian give up the connection's body.
+four times a second looks at all of them: a millisecond for as many connections as a worker has. A task that waits is
+cancelled, which is also what makes Granian give up the connection's body.
 """
 
 from __future__ import annotations
@@ -62,12 +62,7 @@ class Deadlines:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        expired = []
-        for task, until in self._until.items():
-            if until > now:
-                break
-            expired.append(task)
-        for task in expired:
+        for task in [task for task, until in self._until.items() if until <= now]:
             self._cancel(task, CutOff.TOO_SLOW)
         self._timer = loop.call_later(SWEEP_SECONDS, self._sweep) if self._until else None
 
