@@ -1,8 +1,9 @@
 """How long `counterfoil trace` takes with many rows in the ledger and the queue.
 
-Three times, each the median over rows at random: the work (the ledger is opened, a row is looked up and its frame read,
-as often as a fresh process would), the whole command, and a command that does nothing (`--version`), which is what the
-interpreter and the imports of the command line cost. The rows' segments are read through the page cache.
+Three times, each the median over rows at random, by the clock and of the processor: the work (the ledger is opened, a
+row is looked up and its frame read, as often as a fresh process would), the whole command, and a command that does
+nothing (`--version`), which is what the interpreter and imports of the command line cost. Segments are read
+through the page cache.
 
 A tenth of the rows wait for the destination, so that some traces count what is before them.
 
@@ -15,6 +16,7 @@ import argparse
 import asyncio
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -110,14 +112,21 @@ def one_trace(data: DataDir, number: int) -> None:
     ledger.close()
 
 
-def median_ms(work: Callable[[int], None], numbers: list[int]) -> float:
-    """The median of what `work` takes for each number."""
-    took = []
+def median_ms(work: Callable[[int], None], numbers: list[int]) -> str:
+    """The median of what `work` takes for each number, all threads and child processes counted."""
+    took, core = [], []
     for number in numbers:
-        begun = time.perf_counter()
+        begun, begun_core = time.perf_counter(), core_seconds()
         work(number)
         took.append(time.perf_counter() - begun)
-    return statistics.median(took) * 1000
+        core.append(core_seconds() - begun_core)
+    return f"{statistics.median(took) * 1000:.1f} ms (processor {statistics.median(core) * 1000:.1f})"
+
+
+def core_seconds() -> float:
+    """What this process and its children have used of the processor."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
 
 
 def command(directory: Path, *arguments: str) -> None:
@@ -151,8 +160,8 @@ def measure(directory: Path, data: DataDir, rows: int) -> None:
         whole = median_ms(lambda number: command(directory, "trace", distinct_id(number)), numbers[:9])
         idle = median_ms(lambda _: command(directory, "--version"), numbers[:9])
         print(
-            f"trace, {rows:,} rows, a {name} one: {work:.1f} ms of work (at most {WORK_MS_MAX}), "
-            f"{whole:.0f} ms the command, {idle:.0f} ms a command that does nothing"
+            f"trace, {rows:,} rows, a {name} one: {work} of work, at most {WORK_MS_MAX} ms; "
+            f"the command {whole}, one that does nothing {idle}"
         )
 
 
