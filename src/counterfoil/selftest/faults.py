@@ -6,11 +6,12 @@ After a fault the server has been started again where nobody else does it, and i
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Sequence
 
-from counterfoil.selftest.server import Part, ServerUnderTest, send
+from counterfoil.selftest.server import Part, ServerFailed, ServerUnderTest, send
 
 Fault = Callable[[ServerUnderTest, random.Random], None]
 
@@ -81,6 +82,19 @@ def freeze_and_kill(server: ServerUnderTest, chance: random.Random) -> None:
     for pid in frozen:
         send(pid, signal.SIGCONT)
     kill_all(server, chance)
+
+
+def lose_ledger(server: ServerUnderTest, _: random.Random) -> None:
+    """SIGKILL for every process, and the ledger is gone: it is rebuilt from what queue and destinations hold.
+
+    Not among `FAULTS`: rows of destinations that can't be asked would come twice or not at all. Raises ServerFailed.
+    """
+    server.kill_all()
+    shutil.rmtree(server.directory / "data" / "ledger")
+    rebuilt = server.run("rebuild")
+    if rebuilt.returncode != 0:
+        raise ServerFailed(f"rebuild ended with status {rebuilt.returncode}:\n{rebuilt.stdout}{rebuilt.stderr}")
+    server.start()
 
 
 def stop(server: ServerUnderTest, _: random.Random) -> None:
