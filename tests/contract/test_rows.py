@@ -129,9 +129,12 @@ def test_a_time_outside_the_window_is_invalid(time: float, message: str) -> None
 
 
 def test_the_window_includes_its_ends_and_a_source_can_widen_it() -> None:
-    """Exactly 7 days and exactly 5 minutes are within; without end means from the year 1 on."""
-    assert canonical(time=NOW_MS - 7 * DAY_MS)["time"] == NOW_MS - 7 * DAY_MS
-    assert canonical(time=NOW_MS + 300_000)["time"] == NOW_MS + 300_000
+    """Exactly 7 days and exactly 5 minutes are within, whichever way a row takes; without end: from the year 1 on."""
+    for others in ({}, {"unknown": 1}):
+        assert canonical(time=NOW_MS - 7 * DAY_MS, **others)["time"] == NOW_MS - 7 * DAY_MS
+        assert canonical(time=NOW_MS + 300_000, **others)["time"] == NOW_MS + 300_000
+        assert fault(time=NOW_MS - 7 * DAY_MS - 1, **others).endswith("found an older one")
+        assert fault(time=NOW_MS + 300_001, **others).endswith("found a later one")
     endless = RowRules(Limits(), None, 300_000)
     assert not judged(row(time=0), row(time=-62_135_596_800_000), rules=endless).faults
     assert judged(row(time=-62_135_596_800_001), row(time=-1e300), rules=endless).faults.keys() == {0, 1}
