@@ -187,7 +187,7 @@ def play(
 def _result(server: Server, seconds: float, results: list[ClientResult], peaks: dict[str, int]) -> OverloadResult:
     server.patience_seconds = SETTLE_SECONDS
     accepted = _numbers([run for result in results for run in result.accepted])
-    server.settle_down()
+    server.settle_down(SETTLE_SECONDS)
     delivered = _delivered(server.lake)
     server.run("audit")
     by_kind = {kind: sorted(value for result in results for value in result.accepted_seconds[kind]) for kind in KINDS}
