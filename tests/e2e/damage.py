@@ -102,7 +102,7 @@ def play(whole: Path, directory: Path, chance: random.Random, sent: Set[str]) ->
     """One round on a copy of `whole`, which took these rows; fails when a promise is broken."""
     server = Server(directory, workers=2)
     data = directory / "data"
-    shutil.copytree(whole, data)
+    shutil.copytree(whole, data, ignore=shutil.ignore_patterns("*.sock"))
     # Kinds of files first, then one of the kind: there are many of some.
     kinds: dict[tuple[str, str], list[Path]] = {}
     for path in candidates(data):

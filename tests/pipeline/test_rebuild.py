@@ -13,6 +13,7 @@ from counterfoil.errors import DestinationDown, LedgerDamaged
 from counterfoil.files import RealFiles
 from counterfoil.ledger import Cause, Ledger, ResentRow, SourceCounts, seq_of
 from counterfoil.pipeline.rebuild import EPOCH_GROUPS, is_half_in_place, put_in_place, rebuild
+from counterfoil.pipeline.replay import Replay, ReplayFilter
 from tests.destinations.lake import LEDGER
 from tests.destinations.memory import MemoryDestination
 from tests.pipeline.frames import MemoryQueue, Row
@@ -213,6 +214,10 @@ def test_what_was_found_there_is_not_sent_again_by_number(tmp_path: Path) -> Non
             ResentRow(seq_of(group.number, 0), seq_of(group.number, 0), group.position_of(0), "web")
             for group in ledger.groups(0, 10)
         ]
+        counts = next(each for each in ledger.books().destinations if each.destination == "a")
+        replay = Replay(ledger, house.queue, counts, house.destinations[0].held, ReplayFilter())
+        assert list(replay.orders()) == []
+        assert replay.compared == 1
         sent = ledger.send_again("a", Cause.REPLAY, rows, at_ms=1)
     finally:
         ledger.close()

@@ -91,7 +91,9 @@ class Replay:
         """Rows to be sent, by source."""
         self.unreadable = 0
         """Rows that could not be compared or sent, because their frame can't be read any more."""
-        self.oldest_group = max(counts.start_group, ledger.carried().last_group) + 1
+        # What it held when the ledger was rebuilt lies there under other numbers: it would seem to be missing.
+        rebuilt_to = 0 if held is None else ledger.rebuilt_to(counts.destination)
+        self.oldest_group = max(counts.start_group, ledger.carried().last_group, rebuilt_to) + 1
         """The oldest group that can be compared."""
 
     def orders(self) -> Iterator[SendAgain]:
