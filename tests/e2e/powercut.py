@@ -308,10 +308,14 @@ class Game:
 FAILURES = (Game.fill_up, Game.fail_writes, Game.fail_flushes, Game.fail_anything, Game.fail_entries, Game.be_slow)
 
 
-def play_episode(directory: Path, seed: int, totals: Totals, rounds: int, *, with_faults: bool) -> None:
-    """Rounds on a new disk. Raises Broken, DiskUnavailable."""
+def play_episode(
+    directory: Path, seed: int, totals: Totals, rounds: int, *, with_faults: bool, deadline: float | None = None
+) -> None:
+    """Rounds on a new disk, of which none but the first begins after the deadline. Raises Broken, DiskUnavailable."""
     with Game(directory, seed, totals) as game:
         for number in range(1, rounds + 1):
+            if number > 1 and deadline is not None and time.monotonic() >= deadline:
+                break
             began = time.monotonic()
             if with_faults:
                 game.fail_disk()
@@ -353,7 +357,7 @@ def _play(asked: argparse.Namespace) -> None:
         rounds = EPISODE_ROUNDS if deadline is not None else min(EPISODE_ROUNDS, asked.rounds - totals.rounds)
         directory = Path(tempfile.mkdtemp(prefix="counterfoil-powercut-"))
         _tell(f"seed {seed}, in {directory}, whose log stays when a promise is broken")
-        play_episode(directory, seed, totals, rounds, with_faults=asked.faults)
+        play_episode(directory, seed, totals, rounds, with_faults=asked.faults, deadline=deadline)
         shutil.rmtree(directory)
         seed += 1
         for line in totals.lines():
