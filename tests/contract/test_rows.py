@@ -309,3 +309,17 @@ def test_an_identify_needs_user_properties() -> None:
     assert identify().faults == {0: "userProperties: expected an object, found none"}
     assert identify(userProperties=None).faults == {0: "userProperties: expected an object, found null"}
     assert not identify(userProperties={}, eventProperties=None).faults
+
+
+def test_no_window_reaches_beyond_the_year_9999() -> None:
+    """However far ahead a time may lie."""
+    rules = RowRules(Limits(), None, 10**18)
+    assert judged(row(time=253_402_300_799_999), row(time=253_402_300_800_000), rules=rules).faults.keys() == {1}
+
+
+def test_a_row_is_too_large_by_its_bytes_as_sent() -> None:
+    """Also when what is kept of it would be small."""
+    text = json.dumps(row()).encode()
+    spaced = text[:-1] + b" " * (1_048_576 - len(text)) + b"}"
+    assert judged(spaced).bodies == judged(text).bodies
+    assert fault(spaced[:-1] + b" }") == "expected at most 1048576 bytes of JSON, found more"
