@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from counterfoil.gateway import admission
+from counterfoil.gateway import admission, application
 from counterfoil.gateway.admission import LATE_REQUESTS, LATE_SECONDS, Admission, TooBusy, Turn
-from tests.gateway.server import RunningGateway, batch
+from tests.gateway.server import RunningGateway, batch, read_answer, request_head, until
 
 
 @pytest.fixture
@@ -101,3 +101,18 @@ def test_a_request_that_is_refused_so_is_to_be_sent_again(tmp_path: Path, monkey
         assert (answer.status_code, answer.headers["retry-after"], answer.json()["retryable"]) == (500, "1", True)
         assert gateway.post("/batch", body).status_code == 200
         assert gateway.distinct_ids() == ["a"]
+
+
+def test_stalled_requests_make_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With as many requests as may be, the one that stalls longest is given up, and a new one is taken."""
+    monkeypatch.setattr(application, "REQUESTS_MAX", 2)
+    body = batch({"event": "Purchase", "distinctId": "a"})
+    with RunningGateway(tmp_path) as gateway, gateway.connect() as first, gateway.connect() as second:
+        for stalled in (first, second):
+            stalled.sendall(request_head("/api/v1/batch", "content-length: 1000") + b" " * 900)
+            held = 900 * (1 if stalled is first else 2)
+            until(lambda held=held: gateway.held_bytes() == held, "held what was sent")  # type: ignore[misc]
+        assert gateway.post("/batch", body).status_code == 200
+        assert read_answer(first).status == 500
+        second.sendall(b" " * 100)
+        assert read_answer(second).status == 400

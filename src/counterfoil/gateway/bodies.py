@@ -194,6 +194,8 @@ class Bodies:
     def _cut_off(self, cut: CutOff) -> Exception:
         if cut is CutOff.STOPPING:
             return Stopping()
+        if cut is CutOff.CROWDED_OUT:
+            return OverBudget()
         return too_late(self.limits)
 
     def _waits_for_continue(self, call: Call) -> bool:

@@ -18,6 +18,7 @@ class CutOff(Enum):
 
     TOO_SLOW = auto()
     STOPPING = auto()
+    CROWDED_OUT = auto()
 
 
 class Deadlines:
@@ -52,6 +53,12 @@ class Deadlines:
         """End the waiting of every request."""
         for task in list(self._until):
             self._cancel(task, CutOff.STOPPING)
+
+    def cut_oldest(self) -> None:
+        """End the waiting of the request that has waited longest, when there is one."""
+        task = next(iter(self._until), None)
+        if task is not None:
+            self._cancel(task, CutOff.CROWDED_OUT)
 
     def close(self) -> None:
         """Stop the timer; closing twice is harmless."""
