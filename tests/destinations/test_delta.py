@@ -329,7 +329,7 @@ class TestUpkeep:
             while destination.tend():
                 pass
         assert (tmp_path / "lake" / damaged).exists()
-        with pytest.raises(DestinationDown, match="data file"):
+        with pytest.raises(DestinationDown, match="can't be read"):
             destination.counts()
         assert len(table(tmp_path).file_uris()) < 6
 

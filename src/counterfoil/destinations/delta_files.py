@@ -89,7 +89,8 @@ class DataFile:
         self._day = day
         self._files = files
         self._descriptor = files.create(self._path)
-        self._sink = io.BufferedWriter(_Appending(self._descriptor, files), SINK_BYTES)
+        self._appending = _Appending(self._descriptor, files)
+        self._sink = io.BufferedWriter(self._appending, SINK_BYTES)
         self._parquet = ParquetFile(self._sink)
 
     def write(self, table: pa.Table) -> None:
@@ -114,6 +115,7 @@ class DataFile:
             self._files.remove(self._path)
 
     def _close(self) -> None:
+        self._appending.end()
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -129,7 +131,16 @@ class _Appending(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
+    def end(self) -> None:
+        """Take whatever comes later, and write it nowhere.
+
+        A writer that is thrown away after a failure still empties its buffer when it is collected; by then another
+        file may have the descriptor's number.
+        """
+        self._descriptor = -1
+
     def write(self, data: ReadableBuffer, /) -> int:
         view = memoryview(data)
-        self._files.append(self._descriptor, bytes(view))
+        if self._descriptor >= 0:
+            self._files.append(self._descriptor, bytes(view))
         return view.nbytes
