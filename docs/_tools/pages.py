@@ -9,14 +9,13 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import tomlkit
 import typer
 
 from counterfoil.cli.application import make_application
 from counterfoil.config import PREFIX, Settings
 from counterfoil.contract import fields as contract
 from counterfoil.contract.fields import Field, Table
-from counterfoil.settings_tree import Section, Setting, sections
+from counterfoil.settings_tree import Section, Setting, sections, toml_value
 from counterfoil.telemetry.metrics import METRICS, Spec
 from docs._tools.api import api_page
 
@@ -72,7 +71,7 @@ def _setting_row(setting: Setting) -> str:
 def _default(setting: Setting) -> str:
     if setting.default is None:
         return ""
-    return f"`{tomlkit.item(setting.default).as_string()}`"
+    return f"`{toml_value(setting.default)}`"
 
 
 def metrics_page() -> str:

@@ -140,7 +140,7 @@ def _flat(metadata: Iterable[Any]) -> Iterator[Any]:
 
 
 def _setting(key: str, field: FieldInfo) -> Setting:
-    default = field.get_default(call_default_factory=False)
+    default = {} if field.default_factory is dict else field.get_default(call_default_factory=False)
     default = None if default is PydanticUndefined else str(default) if isinstance(default, Path) else default
     return Setting(
         key=key,
@@ -187,3 +187,15 @@ def _is_model(annotation: Any) -> bool:
 
 def _first_line(model: type[BaseModel]) -> str:
     return (model.__doc__ or "").strip().partition("\n")[0]
+
+
+def toml_value(value: Any) -> str:
+    """A value as it stands behind its key in the configuration."""
+    import tomlkit
+
+    item = tomlkit.item(value)
+    if isinstance(value, dict):
+        # By itself a table would come out as lines below its key.
+        item = tomlkit.inline_table()
+        item.update(value)
+    return str(item.as_string())

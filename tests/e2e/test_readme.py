@@ -92,7 +92,7 @@ def test_the_sdk_of_the_readme_works_in_three_lines(home: tuple[Path, int]) -> N
 def test_the_guide_can_be_followed(home: tuple[Path, int]) -> None:
     """Every command of the first ten minutes works in its turn, and the books balance at its end."""
     called = [block for block in blocks((ROOT / "docs" / "guide.md").read_text(), "sh") if "make run" not in block]
-    path, track, batch, trace, query, audit, sources, digest = called
+    path, track, batch, trace, query, audit, dead, retry, sources, digest = called
     assert path.startswith("export PATH=")
     assert json.loads(run(home, track, "sh", "-c")) == {"success": True}
     answer = json.loads(run(home, batch, "sh", "-c"))
@@ -102,6 +102,8 @@ def test_the_guide_can_be_followed(home: tuple[Path, int]) -> None:
     assert "order-4" in run(home, query, "sh", "-c")
     assert "website: " in run(home, trace, "sh", "-c")
     assert "The books balance." in run(home, audit, "sh", "-c")
+    assert "No dead letters." in run(home, dead.splitlines()[0], "sh", "-c")
+    assert (retry, dead.splitlines()[1:]) == ("counterfoil dead retry\n", ["counterfoil dead show lake 65536"])
     assert "shop" in run(home, sources, "sh", "-c")
     assert re.match("[0-9a-f]{64} ", run(home, digest, "sh", "-c"))
 

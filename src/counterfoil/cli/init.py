@@ -83,11 +83,11 @@ def _section_text(section: Section, set_keys: dict[str, Any]) -> str:
 
 
 def _setting_line(setting: Setting, value: Any) -> str:
-    import tomlkit
+    from counterfoil.settings_tree import toml_value
 
     if value is not None:
-        return f"{setting.key} = {tomlkit.item(value).as_string()}"
-    return f"# {setting.key} = {tomlkit.item(setting.example).as_string()}"
+        return f"{setting.key} = {toml_value(value)}"
+    return f"# {setting.key} = {toml_value(setting.example)}"
 
 
 def _write_new(path: Path, text: str) -> None:
