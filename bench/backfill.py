@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from pathlib import Path
 
 import httpx
 
-from bench.gateway import CORES, Load, wrk
+from bench.gateway import CORES, Load, free_port, wrk
 from bench.server import TOKEN
 from counterfoil.backfill.job import BATCH_ROWS, IN_FLIGHT_MAX
 from counterfoil.sources import token_sha256
@@ -94,7 +93,7 @@ def _backfill(directory: Path, port: int, number: int) -> float:
 @contextmanager
 def _served(directory: Path) -> Iterator[tuple[int, int]]:
     """A whole server: the gateway's port and the console's."""
-    ports = [_free_port(), _free_port()]
+    ports = [free_port(), free_port()]
     config = directory / "counterfoil.toml"
     config.write_text(
         f"[gateway]\nport = {ports[0]}\n[console]\nport = {ports[1]}\n"
@@ -112,12 +111,6 @@ def _served(directory: Path) -> Iterator[tuple[int, int]]:
     finally:
         process.terminate()
         process.wait(20)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _await_delivery(console_port: int) -> None:

@@ -203,11 +203,16 @@ def _floor(directory: Path, flush_bytes: int) -> float:
         os.sched_setaffinity(0, mine)
 
 
-@contextmanager
-def started(kind: str, directory: Path | None = None) -> Iterator[Running]:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def started(kind: str, directory: Path | None = None) -> Iterator[Running]:
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.server", kind, str(port), *([str(directory)] if directory else [])],
         stdin=subprocess.PIPE,
