@@ -18,6 +18,7 @@
     fields      the fields of a row, and the tables (fields.json): the one place where a field is written
     limits      what a request and a row may be at most
     facts       what settle needs to know of a row
+    subject     whose rows are meant, where a person's rows are looked for
     text        strings and numbers as JavaScript sees them
 
 A canonical row is a JSON object on one line, in valid UTF-8, with these keys in this order, each absent when absent or

@@ -30,6 +30,9 @@ class RowFlag(IntFlag):
     """Its event is not on its source's allowlist: kept, not delivered, claims no key (contract.md section 9)."""
     VERSION_FROM_HEADERS = 4
     """It named no `defaultProperties.version`; the frame's `sender_version` stands in (contract.md section 4)."""
+    ERASED = 8
+    """Its content was erased since: no row stands there any more, and its hashes are zeros. The three bits above say
+    which verdict it had (`erased_verdicts`)."""
 
 
 class Verdict(IntEnum):
@@ -40,6 +43,10 @@ class Verdict(IntEnum):
     NEW = 3
     DUPLICATE = 4
     CONFLICT = 5
+
+
+ERASED_VERDICT_SHIFT = 4
+"""Where the verdict of an erased row stands in its flags, in 3 bits; 0 where nobody knew it any more."""
 
 
 class FrameFacts(msgspec.Struct, frozen=True, gc=False):
@@ -57,11 +64,25 @@ class FrameFacts(msgspec.Struct, frozen=True, gc=False):
     destination_set: NDArray[np.uint16]
     """Shape (n,): the index of each row's destination set."""
     flags: NDArray[np.uint8]
-    """Shape (n,): each row's `RowFlag`s."""
+    """Shape (n,): each row's `RowFlag`s, and over them an erased row's verdict."""
 
     @property
     def row_count(self) -> int:
         return len(self.flags)
+
+    def is_erased(self, row_index: int) -> bool:
+        """Whether a row's content was erased: what stands in its place is no row."""
+        return bool(self.flags[row_index] & RowFlag.ERASED)
+
+    @property
+    def are_erased(self) -> NDArray[np.bool_]:
+        """Shape (n,): whether each row's content was erased."""
+        return (self.flags & np.uint8(RowFlag.ERASED)).astype(np.bool_)
+
+    @property
+    def erased_verdicts(self) -> NDArray[np.uint8]:
+        """Shape (n,): the verdict that each erased row had; 0: nobody knew it any more, or the row stands."""
+        return np.where(self.are_erased, self.flags >> np.uint8(ERASED_VERDICT_SHIFT) & np.uint8(7), np.uint8(0))
 
     def destinations_of(self, set_index: int) -> tuple[str, ...] | None:
         """The names of a destination set; None is every destination."""
