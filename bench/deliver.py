@@ -1,9 +1,16 @@
 """How fast rows come into PostgreSQL and to a webhook, beside what their own clients do with the same rows.
 
 Deliver reads settled groups from frames that lie ready (checksum, parsing) and hands them over as the pipeline does;
-settle has run before the clock starts. Floors, in turn with it in the same run: psycopg's binary COPY of the same rows
-into a table of the same columns without an index, and httpx posting the same bytes to the same receiver. By the wall
-clock, since most of the work is the other side's.
+settle has run before the clock starts. No delivery waits for more rows, as in a backlog. By the wall clock, since most
+of the work is the other side's; PostgreSQL flushes.
+
+Floors, in turn with it in the same run:
+
+- psycopg's `write_row` in one binary COPY and one commit: the same values in the same types, rows decoded before the
+  clock starts, into a table without any index. Ours reads and decodes the frames, has the ledger's id beside the
+  values, keeps the unique index and the one on `seq`, and moves the cursor in PostgreSQL and the ledger's copy of it:
+  one transaction and one synced batch a delivery.
+- httpx posting the same bytes, one request after the other, to the same receiver.
 
     python -m bench.deliver --rows 100000 --pairs 3
 """
@@ -159,10 +166,10 @@ def run(rows: int = 100_000, pairs: int = 3) -> None:
 
 
 def _postgres(directory: Path, queue: MadeFrames, rows: Sequence[DeliveredRow], pairs: int) -> None:
-    with postgres_server() as server:
+    with postgres_server(flushes=True) as server:
 
         def ours(pair: int) -> float:
-            settings = PostgresSettings(name="postgres", dsn=server.dsn(), table=f"events_{pair}")
+            settings = PostgresSettings(name="postgres", dsn=server.dsn(), table=f"events_{pair}", batch_seconds=0)
             return deliver_all(directory / f"postgres-{pair}", queue, PostgresDestination(settings, LEDGER), settings)
 
         what = f"deliver to PostgreSQL (at least {POSTGRES_RATIO_MIN} of the floor)"
@@ -174,7 +181,7 @@ def _webhook(directory: Path, queue: MadeFrames, rows: Sequence[DeliveredRow], p
     try:
         assert receiver.stdout is not None
         url = f"http://127.0.0.1:{int(receiver.stdout.readline())}/"
-        settings = WebhookSettings(name="webhook", url=url, secret=SECRET)
+        settings = WebhookSettings(name="webhook", url=url, secret=SECRET, batch_seconds=0)
         step = settings.request_rows
         bodies = [
             msgspec.json.encode(

@@ -28,8 +28,9 @@ def why_not() -> str | None:
 class PostgresServer:
     """One cluster, reached through a socket in its directory; every local user is let in."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, flushes: bool = False) -> None:
         self.directory = directory
+        self._fsync = "on" if flushes else "off"
         self._as_user: list[str] = []
         if os.geteuid() == 0:
             # PostgreSQL refuses to run as root.
@@ -49,7 +50,8 @@ class PostgresServer:
     def start(self) -> None:
         """Start it and wait until it answers."""
         command = [*self._as_user, str(_BINARIES[-1] / "postgres"), "-D", str(self.directory / "data")]
-        command += ["-k", str(self.directory), "-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=50"]
+        command += ["-k", str(self.directory), "-c", "listen_addresses=", "-c", "max_connections=50"]
+        command += ["-c", f"fsync={self._fsync}"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for attempt in stamina.retry_context(
             on=psycopg.OperationalError, attempts=200, timeout=60, wait_initial=0.05, wait_max=0.2
@@ -70,11 +72,11 @@ class PostgresServer:
 
 
 @contextmanager
-def postgres_server() -> Iterator[PostgresServer]:
-    """A server that runs, gone with its files at the end."""
+def postgres_server(*, flushes: bool = False) -> Iterator[PostgresServer]:
+    """A server that runs, gone with its files at the end; `flushes`: as one that is to keep what it holds."""
     # Its own directory below the system's: the user postgres can't pass through the tests' private ones.
     directory = Path(tempfile.mkdtemp(prefix="counterfoil-postgres-"))
-    server = PostgresServer(directory)
+    server = PostgresServer(directory, flushes=flushes)
     try:
         server.make()
         server.start()
