@@ -19,7 +19,10 @@ CANARY_NUMBER = 743091175
 CONTEXT_CHARS = 60
 _SOUGHT = re.compile("|".join((CANARY, str(CANARY_NUMBER), re.escape(TOKEN), re.escape(TEST_TOKEN))), re.IGNORECASE)
 
-ROW_FILES = ("queue/*/*.seg", "lake/**/*.parquet", "ledger/*.sst", "ledger/*.log", "quarantine/*.bytes")
+ROW_FILES = (
+    "queue/*/*.seg", "lake/**/*.parquet", "ledger/*.sst", "ledger/*.log",
+    "quarantine/*.bytes", "quarantine/ledger-*/*.sst", "quarantine/ledger-*/*.log",
+)  # fmt: skip
 """Where rows, and keys made of them, may lie."""
 
 

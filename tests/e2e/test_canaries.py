@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from counterfoil.queue.frame import FRAME_MARK
 from tests import postgres_server as postgres
 from tests.e2e.canaries import CANARY, CANARY_NUMBER, find_canaries, what_a_server_says
 from tests.e2e.server import TEST_TOKEN, TOKEN, Server, until
@@ -105,6 +108,54 @@ def test_nothing_that_was_sent_is_shown(make_server: MakeServer, receiver: Recei
         reasons = server.run("trace", f"{CANARY}-a", "--source", "website", "--json")
         assert "dead" in reasons
         assert f"{CANARY}-text" not in reasons
+
+
+def test_nothing_of_what_was_damaged_is_shown(make_server: MakeServer, receiver: Receiver) -> None:
+    """Rows whose bytes are damaged, torn or lost, and what commands say of them: no value of them is shown either."""
+    secret = base64.b64encode(bytes(24)).decode()
+    hook = (
+        f'[[destinations]]\nname = "hook"\ntype = "webhook"\nurl = "{receiver.url}/{CANARY}"\n'
+        f'secret = "whsec_{secret}"\n'
+    )
+    server = make_server(more=hook).start()
+    for names in ("ab", "cd", "ef"):
+        send(server, "/batch", {"token": TOKEN, "events": [row(name) for name in names]}, 200)
+    until(lambda: _of(server, "hook")["dead"] == 6, "the webhook's rows are dead letters")
+    server.settle_down()
+    server.kill()
+    segment = max((server.directory / "data").glob("queue/1/*.seg"), key=lambda path: path.stat().st_size)
+    frames = [found.start() for found in re.finditer(re.escape(FRAME_MARK), segment.read_bytes())]
+    assert len(frames) >= 3
+    with segment.open("r+b") as file:
+        # One frame in the middle gets another byte, and behind the last stands half of one that was never flushed.
+        file.seek(frames[2] - 100)
+        file.write(b"\x00")
+        file.seek(frames[1])
+        half = file.read(200)
+        file.seek(0, 2)
+        file.write(half)
+    for path in (server.directory / "data" / "ledger").glob("*.log"):
+        path.write_bytes(path.read_bytes()[:-50])
+    shutil.rmtree(server.directory / "data" / "lake")
+
+    said = {"rebuild": server.run("rebuild", "--json", "--send-again")}
+    server.start()
+    send(server, "/batch", {"token": TOKEN, "events": [row("a"), row("c"), row("g")]}, 200)
+    until(lambda: _of(server, "hook")["dead"] >= 1, "rows are settled and delivered anew")
+    assert list((server.directory / "data" / "quarantine").glob("*.json")), "the damage was set aside, with notes"
+    said["dead list"] = server.run("dead", "list") + server.run("dead", "list", "--json")
+    seq = str(json.loads(server.run("dead", "list", "--json"))["letters"][0]["seq"])
+    said["dead show"] = server.run("dead", "show", "hook", seq) + server.run("dead", "show", "hook", seq, "--json")
+    said["replay"] = server.run("replay", "hook", "--again", "--dry-run", "--json", status=1)
+    said["retry"] = server.run("dead", "retry", "--json")
+    said["check"] = server.run("check")
+    assert find_canaries(said | what_a_server_says(server)) == []
+
+
+def _of(server: Server, name: str) -> dict[str, Any]:
+    """The state of a destination."""
+    found: dict[str, Any] = next(each for each in server.status()["destinations"] if each["name"] == name)
+    return found
 
 
 def test_a_canary_is_found() -> None:
