@@ -6,6 +6,7 @@ machine (`writer.SegmentWriter`, `reader.QueueReader`); a Kafka cluster fits beh
     queue/<n>/              what one writer wrote; a gateway worker holds one, so that none waits for another
       lock                  held by the writer while it lives
       id                    8 random bytes, part of every position (`directory`)
+      roll                  stands there while somebody waits for a fresh segment (`rolling`)
       flushed               what is durable: segment and offset, twice, checksummed, mapped by who reads (`published`)
       <number>.seg          segments: a header, then frames (`segment`, `frame`)
     quarantine/             what was damaged, byte for byte, with a note why (`quarantine`)
@@ -23,11 +24,13 @@ What it promises, each with tests of its name in tests/queue/:
     I8. Frames of a directory are read in the order in which they were appended, over the ends of segments.
     I9. What can't be taken is refused before a byte of it is written: too little disk, too much waiting, a disk that
         does not flush.
+    I10. What is erased is nowhere in the directory any more, and nothing else changes: a closed segment is as it was
+        or without the rows, whole, and every position names what it named (`erasure`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,6 +41,8 @@ from counterfoil.queue.frame import Frame, FrameDraft
 if TYPE_CHECKING:
     import asyncio
 
+    from counterfoil.contract.facts import Verdict
+    from counterfoil.contract.subject import Subject
     from counterfoil.errors import QueueRefused
     from counterfoil.positions import DirectoryId, FramePosition, SegmentNumber
 
@@ -73,6 +78,17 @@ class ReadResult(msgspec.Struct, frozen=True):
     """Where to read on; the same as the start when there was nothing new."""
     is_gone: bool = False
     """The segment of the start was removed: there are no frames, and `next` is the oldest place there is."""
+
+
+class ErasedRows(msgspec.Struct, frozen=True):
+    """What was erased of a segment, or would be."""
+
+    rows: int = 0
+    """Rows that were the subject's. What was erased before is nobody's any more and not counted."""
+    frames: int = 0
+    """Frames they lie in."""
+    damaged: int = 0
+    """Places where no whole frame begins, which can't be searched: they are left as they are."""
 
 
 class FrameSink(Protocol):
@@ -132,4 +148,47 @@ class SegmentShelf(Protocol):
 
     def remove_oldest(self, directory: DirectoryId, number: SegmentNumber) -> None:
         """Remove a directory's oldest segment for good; it must not be the newest too. Raises OSError."""
+        ...
+
+
+class ErasingShelf(SegmentShelf, Protocol):
+    """A shelf whose segments can be closed, and rows of closed segments erased."""
+
+    def live_segments(self) -> dict[DirectoryId, SegmentNumber]:
+        """Each directory's newest segment, where it holds frames: it must be closed before it can be searched whole."""
+        ...
+
+    def roll(self, directory: DirectoryId, number: SegmentNumber) -> bool:
+        """Whether a segment is closed, or holds no frame; when not, its writer is asked to begin the next one.
+
+        To be called again, once a second or so, until it is: a writer looks once a second whether it is asked. Where
+        no writer holds the directory, it is done here and now. Raises OSError, StartRefused.
+        """
+        ...
+
+    def count_rows(self, directory: DirectoryId, number: SegmentNumber, subject: Subject) -> ErasedRows:
+        """What `erase` would erase now; also of the newest segment, as far as it is durable. Raises OSError."""
+        ...
+
+    def erase(
+        self,
+        directory: DirectoryId,
+        number: SegmentNumber,
+        subject: Subject,
+        verdict_of: Callable[[FramePosition, int], Verdict | None],
+    ) -> ErasedRows:
+        """Blank every row of a closed segment that is the subject's, for good when this returns.
+
+        `verdict_of` is asked for each by its frame and its index there, and answers None where nobody knows its verdict
+        any more; a row that was erased before is not asked for. Idempotent, and to be called again after anything that
+        it raised: then the segment is the old or the new one, whole. A segment that is gone has no rows.
+
+        Raises ValueError for a directory's newest segment, which may be written to; OSError, also where a block of the
+        disk can't be read (the segment is left, or what only could not be read now would be lost for good), and where
+        there is no room for the segment a second time.
+        """
+        ...
+
+    def remove_unfinished(self) -> None:
+        """Remove what erasures left that were cut short; before the first of a life. Raises OSError."""
         ...

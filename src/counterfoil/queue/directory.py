@@ -71,9 +71,13 @@ def take_directory(
 
 def take_idle_directories(root: Path, files: Files, quarantine: Path | None = None) -> list[WriterDirectory]:
     """The directories that are there and that no writer holds, locked. Raises OSError."""
-    numbers = writer_numbers(root)
-    taken = (_take(root / str(number), number, files, os.urandom, quarantine) for number in numbers)
+    taken = (take_idle_directory(root / str(number), files, quarantine) for number in writer_numbers(root))
     return [directory for directory in taken if directory is not None]
+
+
+def take_idle_directory(path: Path, files: Files, quarantine: Path | None = None) -> WriterDirectory | None:
+    """A writer's directory that is there, locked; None while a writer holds it. Raises OSError."""
+    return _take(path, int(path.name), files, os.urandom, quarantine)
 
 
 def writer_numbers(root: Path) -> list[int]:

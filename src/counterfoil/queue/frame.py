@@ -25,6 +25,10 @@ Little-endian; a frame begins at a multiple of 8 bytes and is padded with zeros 
                    row flags: n bytes, padded to 8
                    rows: canonical JSON, one a line, no line end after the last
 
+A row that was erased has the flag `RowFlag.ERASED`, in the bits above it the verdict it had, hashes of zeros, and no
+content: spaces, or nothing where the rows are compressed. The frame takes as many bytes as before, so compressed rows
+are followed by a skippable frame of zstd; what shares the frame stays as it was.
+
 Invariants:
     F1. A frame whose checksum holds was written whole, to this directory, this segment and this offset.
     F2. Every row is one line: `rows[row_ends[i - 1] + 1 : row_ends[i]]`, and the last row ends where the rows end.
@@ -37,7 +41,7 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import msgspec
@@ -45,7 +49,14 @@ import numpy as np
 import xxhash
 import zstandard
 
-from counterfoil.contract.facts import CONTENT_HASH_BYTES, KEY_HASH_BYTES, FrameFacts
+from counterfoil.contract.facts import (
+    CONTENT_HASH_BYTES,
+    ERASED_VERDICT_SHIFT,
+    KEY_HASH_BYTES,
+    FrameFacts,
+    RowFlag,
+    Verdict,
+)
 from counterfoil.errors import FrameDamaged
 from counterfoil.positions import FRAME_ALIGNMENT, DirectoryId, FramePosition
 
@@ -60,11 +71,19 @@ ROWS_A_FRAME_MAX = 65_535
 KIND_ROWS = 1
 FLAG_COMPRESSED = 1
 
+_SKIPPABLE = struct.Struct("<II")
+_SKIPPABLE_MARK = 0x184D2A50
+"""RFC 8878, section 3.1.2: a frame that a decoder of zstd passes over."""
+_LEVELS = (3, 12, 22)
+
 # The columns of one row: key hash, content hash, row end, destination set, flags, each padded to 8.
 _ONE_ROW = struct.Struct("<16s8sI4xH6xB7x")
 _HEADER = struct.Struct("<8sQIHBBQIIQq16sII")
 _AFTER_CHECKSUM = struct.Struct("<IHBBQIIQq16sII")
 HEADER_BYTES = _HEADER.size
+_LENGTH = struct.Struct("<I")
+_LENGTH_AT = 16
+_ROWS_BYTES_AT = 76
 
 _U1, _U2, _U4, _U8 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8")
 
@@ -276,6 +295,74 @@ def parse_frame(buffer: bytes | memoryview, start: int, position: FramePosition)
     )
 
 
+def stored_rows(buffer: bytes | memoryview, start: int, position: FramePosition) -> tuple[int, bytes | None]:
+    """How many bytes of the segment the frame takes that begins at `start`, and its rows where they are compressed.
+
+    None: they stand in the buffer as they are. For who looks for something in many frames at once. Raises FrameDamaged
+    as `parse_frame` does.
+    """
+    view = memoryview(buffer)[start:]
+    length, (flags, _, row_count, _, _, origin_bytes, rows_bytes) = _checked_header(view, position)
+    if not flags & FLAG_COMPRESSED:
+        return _aligned(length), None
+    stored = view[_rows_at(origin_bytes, row_count) : length]
+    return _aligned(length), zstandard.ZstdDecompressor().decompress(stored, max_output_size=rows_bytes)
+
+
+def erase_rows(buffer: bytes, position: FramePosition, verdicts: Mapping[int, Verdict | None]) -> bytes:
+    """The bytes of a whole frame, padding included, without the content of the rows at these indexes: as many bytes.
+
+    `verdicts` says which verdict each had; None where nobody knows. Raises FrameDamaged.
+    """
+    erased = bytearray(buffer)
+    frame = parse_frame(memoryview(erased), 0, position)
+    # The columns of the facts are views of the bytes they were read from.
+    facts = frame.facts
+    for index, verdict in verdicts.items():
+        facts.key_hashes[index] = 0
+        facts.content_hashes[index] = 0
+        facts.flags[index] |= RowFlag.ERASED | (verdict or 0) << ERASED_VERDICT_SHIFT
+    _, (flags, *_, origin_bytes, rows_bytes) = _checked_header(memoryview(buffer), position)
+    rows_at = _rows_at(origin_bytes, facts.row_count)
+    if flags & FLAG_COMPRESSED:
+        rows = [b"" if index in verdicts else frame.row(index) for index in range(facts.row_count)]
+        ends = array("I", (end + i for i, end in enumerate(accumulate(map(len, rows)))))
+        ends_at = HEADER_BYTES + _aligned(origin_bytes) + (KEY_HASH_BYTES + CONTENT_HASH_BYTES) * facts.row_count
+        erased[ends_at : ends_at + 4 * facts.row_count] = ends.tobytes()
+        rows_bytes = ends[-1]
+        stored = _fitted(b"\n".join(rows), len(erased) - rows_at)
+    else:
+        text = bytearray(frame.rows)
+        for index in verdicts:
+            start = frame.row_ends[index - 1] + 1 if index else 0
+            text[start : frame.row_ends[index]] = b" " * (frame.row_ends[index] - start)
+        stored = bytes(text)
+    length = rows_at + len(stored)
+    erased[rows_at:] = stored + bytes(len(erased) - length)
+    _LENGTH.pack_into(erased, _LENGTH_AT, length)
+    _LENGTH.pack_into(erased, _ROWS_BYTES_AT, rows_bytes)
+    checksum = xxhash.xxh3_64(erased[:8], seed=_seed(position.directory))
+    checksum.update(memoryview(erased)[16:length])
+    erased[8:16] = checksum.intdigest().to_bytes(8, "little")
+    return bytes(erased)
+
+
+def _fitted(rows: bytes, room: int) -> bytes:
+    """Rows compressed into `room` bytes, less at most those of a frame's padding.
+
+    With rows taken out they need less, but for a few bytes by chance where they are short: a level on which zstd looks
+    harder makes up for that.
+    """
+    for level in _LEVELS:
+        stored = zstandard.ZstdCompressor(level=level).compress(rows)
+        gap = room - len(stored)
+        if gap >= _SKIPPABLE.size:
+            return stored + _SKIPPABLE.pack(_SKIPPABLE_MARK, gap - _SKIPPABLE.size) + bytes(gap - _SKIPPABLE.size)
+        if gap >= 0:
+            return stored
+    raise AssertionError("fewer rows take more room")
+
+
 _CheckedFields = tuple[int, int, int, int, bytes, int, int]
 
 
@@ -299,6 +386,13 @@ def _checked_header(view: memoryview, position: FramePosition) -> tuple[int, _Ch
     if version != FRAME_VERSION or kind != KIND_ROWS:
         raise FrameDamaged("unknown format version")
     return length, (flags, flushed, row_count, received, request, origin, rows)
+
+
+def _rows_at(origin_bytes: int, row_count: int) -> int:
+    """Where a frame's rows begin."""
+    columns = (KEY_HASH_BYTES + CONTENT_HASH_BYTES) * row_count
+    padded = _aligned(4 * row_count) + _aligned(2 * row_count) + _aligned(row_count)
+    return HEADER_BYTES + _aligned(origin_bytes) + columns + padded
 
 
 def _seed(directory: DirectoryId) -> int:

@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
+from counterfoil.contract.facts import Verdict
+from counterfoil.contract.subject import Subject
 from counterfoil.errors import FrameDamaged
 from counterfoil.files import Files
 from counterfoil.positions import FRAME_ALIGNMENT, DirectoryId, FramePosition, SegmentNumber
-from counterfoil.queue import Damage, DamageKind, ReadResult
+from counterfoil.queue import Damage, DamageKind, ErasedRows, ReadResult
 from counterfoil.queue.chain import NOTHING, Chain, Link, Links
 from counterfoil.queue.directory import SegmentFacts, list_segments, read_id, remove_oldest, writer_numbers
+from counterfoil.queue.erasure import find_rows, remove_unfinished, write_without
 from counterfoil.queue.frame import Frame
 from counterfoil.queue.quarantine import Quarantine, wall_clock_ms
+from counterfoil.queue.rolling import ask_for_roll, roll_idle
 from counterfoil.queue.segment import SEGMENT_HEADER_BYTES, SegmentFile, segment_numbers
 
 log = structlog.get_logger()
 
 OPEN_SEGMENTS_MAX = 8
+LOOK_SECONDS = 1.0
+"""How often it is looked whether a segment that is open still stands in its directory: another process may have erased
+rows of it."""
 
 
 class QueueReader:
-    """A `FrameSource` of segment files.
+    """A `FrameSource` and `ErasingShelf` of segment files.
 
     With a quarantine it sets aside and logs what it finds damaged; without one it only reads. Safe to use from
     several threads.
@@ -40,6 +48,11 @@ class QueueReader:
         self._chains: dict[DirectoryId, Chain] = {}
         self._open: OrderedDict[tuple[DirectoryId, SegmentNumber], SegmentFile] = OrderedDict()
         self._lock = threading.Lock()
+        self._looked_at = time.monotonic()
+        self._clock_ms = clock_ms
+        # A rename must not bring back what retention removed.
+        self._replacing = threading.Lock()
+        self._erasing = threading.Lock()
 
     def directories(self) -> dict[DirectoryId, int]:
         """`FrameSource.directories`."""
@@ -91,9 +104,95 @@ class QueueReader:
 
     def remove_oldest(self, directory: DirectoryId, number: SegmentNumber) -> None:
         """Remove a directory's oldest segment for good; it must not be the newest too. Raises OSError."""
-        with self._lock:
-            self._open.pop((directory, number), None)  # Or its bytes would stay on the disk as long as it is open.
-        remove_oldest(self._chain(directory).path, number, self._files)
+        with self._replacing:
+            # Or its bytes would stay on the disk as long as it is open.
+            self._let_go(directory, number)
+            remove_oldest(self._chain(directory).path, number, self._files)
+
+    # The shelf's segments closed, and rows in them erased
+
+    def live_segments(self) -> dict[DirectoryId, SegmentNumber]:
+        """`ErasingShelf.live_segments`."""
+        ends = [self.durable_end(directory) for directory in self.directories()]
+        return {end.directory: end.segment for end in ends if end.segment and end.offset > SEGMENT_HEADER_BYTES}
+
+    def roll(self, directory: DirectoryId, number: SegmentNumber) -> bool:
+        """`ErasingShelf.roll`."""
+        chain = self._chain(directory)
+        end = chain.refresh()[0]
+        if end.segment == number and end.offset > SEGMENT_HEADER_BYTES:
+            if not roll_idle(chain.path, self._files, self._quarantine_path(), self._clock_ms):
+                ask_for_roll(chain.path, self._files)
+                return False
+            end = chain.refresh()[0]
+        return end.segment > number or end.offset <= SEGMENT_HEADER_BYTES
+
+    def count_rows(self, directory: DirectoryId, number: SegmentNumber, subject: Subject) -> ErasedRows:
+        """`ErasingShelf.count_rows`."""
+        chain = self._chain(directory)
+        link = _link_of(number, chain.refresh(is_stale=True)[1])
+        try:
+            segment = chain.open(number)
+        except FileNotFoundError:
+            return ErasedRows()
+        return find_rows(segment, segment.size() if link.limit is None else link.limit, subject).counts
+
+    def erase(
+        self,
+        directory: DirectoryId,
+        number: SegmentNumber,
+        subject: Subject,
+        verdict_of: Callable[[FramePosition, int], Verdict | None],
+    ) -> ErasedRows:
+        """`ErasingShelf.erase`."""
+        chain = self._chain(directory)
+        with self._erasing:
+            link = _link_of(number, chain.refresh(is_stale=True)[1])
+            if link.following is None:
+                raise ValueError("rows are erased in closed segments alone, and never in a directory's newest")
+            try:
+                segment = chain.open(number)
+            except FileNotFoundError:
+                return ErasedRows()
+            size = segment.size()
+            limit = size if link.limit is None else min(link.limit, size)
+            found = find_rows(segment, limit, subject)
+            if found.offsets:
+                written = write_without(segment, limit, found.offsets, subject, verdict_of, self._files)
+                if not self._put_in_place(written, segment):
+                    return ErasedRows()
+            elif limit < size:
+                self._cut(segment, limit)
+            # Also where nothing was found: an earlier call may have died before this.
+            self._files.sync_dir(chain.path)
+            return found.counts
+
+    def remove_unfinished(self) -> None:
+        """`ErasingShelf.remove_unfinished`."""
+        with self._erasing:
+            for number in writer_numbers(self._root):
+                remove_unfinished(self._root / str(number), self._files)
+
+    def _put_in_place(self, written: Path, segment: SegmentFile) -> bool:
+        """Whether the segment was still there to be replaced."""
+        with self._replacing:
+            if not segment.is_at(segment.path):
+                self._files.remove(written)
+                return False
+            self._files.rename(written, segment.path)
+            self._let_go(segment.directory, segment.number)
+        return True
+
+    def _cut(self, segment: SegmentFile, limit: int) -> None:
+        with self._replacing:
+            if segment.is_at(segment.path):
+                self._files.truncate(segment.path, limit)
+
+    def _quarantine_path(self) -> Path:
+        assert self._quarantine is not None, "a reader that only reads"
+        return self._quarantine.path
+
+    # Reading
 
     def _read(self, chain: Chain, start: FramePosition | None, bytes_max: int) -> ReadResult:
         end, links = chain.refresh()
@@ -144,6 +243,7 @@ class QueueReader:
     def _segment(self, chain: Chain, number: SegmentNumber) -> SegmentFile:
         key = chain.directory, number
         with self._lock:
+            self._drop_replaced()
             segment = self._open.get(key)
             if segment is None:
                 segment = self._open[key] = chain.open(number)
@@ -151,6 +251,19 @@ class QueueReader:
             while len(self._open) > OPEN_SEGMENTS_MAX:
                 self._open.popitem(last=False)
         return segment
+
+    def _drop_replaced(self) -> None:
+        """Let go of segments that another process put others in the place of, or removed."""
+        now = time.monotonic()
+        if now - self._looked_at >= LOOK_SECONDS:
+            self._looked_at = now
+            for key, segment in list(self._open.items()):
+                if not segment.is_at(segment.path):
+                    del self._open[key]
+
+    def _let_go(self, directory: DirectoryId, number: SegmentNumber) -> None:
+        with self._lock:
+            self._open.pop((directory, number), None)
 
     def _set_aside(self, segment: SegmentFile, damage: Damage) -> None:
         """Copy what is damaged; where that fails it stays in its segment until that goes."""
@@ -189,6 +302,15 @@ def _link_at(at: FramePosition, links: Links) -> Link:
     if link is not None:
         return link
     return Link(limit=at.offset + 1, following=min(other for other in links if other > at.segment), is_missing=True)
+
+
+def _link_of(number: SegmentNumber, links: Links) -> Link:
+    """The link of a segment; one that no header names any more ends where its file ends."""
+    link = links.get(number)
+    if link is not None:
+        return link
+    following = min((other for other in links if other > number), default=None)
+    return Link(limit=None, following=following, is_missing=False)
 
 
 def _proven_by_start(link: Link, at: FramePosition, limit: int) -> Damage | None:

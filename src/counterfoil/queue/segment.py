@@ -96,6 +96,26 @@ class SegmentFile:
                 raise
         return self._read_around_bad_blocks(offset, min(size, max(0, self.size() - offset)))
 
+    def read_strictly(self, offset: int, size: int) -> bytes:
+        """`size` bytes as they are on the disk. Raises OSError, also where there are fewer."""
+        parts = []
+        while size > 0:
+            part = os.pread(self._descriptor, size, offset)
+            if not part:
+                raise OSError(errno.EIO, "shorter than it was", str(self.path))
+            parts.append(part)
+            offset += len(part)
+            size -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether this is the file that stands at a path now."""
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(status, os.fstat(self._descriptor))
+
     def forget_cached(self) -> None:
         """Have the next reads come from the disk: after a failed flush the cache may hold what the disk never got."""
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -38,6 +38,8 @@ from counterfoil.queue.directory import WriterDirectory, take_directory
 from counterfoil.queue.frame import FrameDraft, sealed_bytes
 from counterfoil.queue.quarantine import Quarantine, wall_clock_ms
 from counterfoil.queue.recovery import close_leftovers
+from counterfoil.queue.rolling import has_request, remove_request
+from counterfoil.queue.segment import SEGMENT_HEADER_BYTES
 from counterfoil.queue.settings import QueueSettings
 from counterfoil.queue.tail import SegmentTail
 
@@ -98,6 +100,7 @@ class SegmentWriter:
         self._retry_at = 0.0
         self._looked_at = 0.0
         self._retry_seconds = 0.0
+        self._is_roll_wanted = False
         self._is_stopping = False
         self._at_hand: list[Entry] = []
         self._thread = threading.Thread(target=self._run, name="queue-flush", daemon=True)
@@ -167,6 +170,14 @@ class SegmentWriter:
         """`FrameSink.refusal`."""
         return self._refusal(1)
 
+    def roll(self) -> None:
+        """Have the flush thread begin a fresh segment at once, if the one it writes to holds any frame.
+
+        What was acknowledged before this call lies before the fresh segment. From any thread.
+        """
+        self._is_roll_wanted = True
+        self._handed.put([])
+
     async def close(self) -> None:
         """`FrameSink.close`."""
         loop = asyncio.get_running_loop()
@@ -229,11 +240,15 @@ class SegmentWriter:
             for bite in _bites(self._at_hand):
                 self._flush(bite)
             self._at_hand = []
+            if self._is_roll_wanted:
+                self._is_roll_wanted = False
+                self._roll()
             now = time.monotonic()
             if self._broken is not None and now >= self._retry_at:
                 self._begin_anew(self._broken)
             if now - self._looked_at >= LOOK_SECONDS_MIN:
                 self._look_at_disk()
+                self._look_for_request()
 
     def _refuse_for_good(self, refusal: QueueRefused) -> None:
         self._broken = refusal
@@ -325,6 +340,19 @@ class SegmentWriter:
         elif self._disk is None:
             log.error("queue.reserve_reached", writer=self.number, free_bytes=free, reserve_bytes=reserve)
             self._disk = DiskReserveReached()
+
+    def _roll(self) -> None:
+        if self._tail.is_open and self._tail.flushed > SEGMENT_HEADER_BYTES:
+            self._begin_anew(None)
+
+    def _look_for_request(self) -> None:
+        try:
+            if has_request(self._directory.path):
+                self._roll()
+                if self._tail.is_open:
+                    remove_request(self._directory.path, self._files)
+        except OSError as cause:
+            log.error("queue.roll_request_failed", writer=self.number, cause=_cause(cause))
 
     def _call_loop(self, function: Callable[..., None], *arguments: object) -> None:
         loop = self._loop
