@@ -9,8 +9,8 @@ import pytest
 
 from counterfoil.backfill.errors import BackfillError
 from counterfoil.backfill.mapping import Mapper, MappingFault, automatic_mapping, load_mapping
-from counterfoil.backfill.reading import Input, Record, encode_record
-from counterfoil.backfill.rows import RowFault, row_maker
+from counterfoil.backfill.reading import Input, encode_record
+from counterfoil.backfill.rows import Made, row_maker
 
 
 def mapper(tmp_path: Path, text: str) -> Mapper:
@@ -147,11 +147,12 @@ def test_names_of_the_contract_map_themselves() -> None:
 def test_json_records_are_rows_as_they_are() -> None:
     """Without a mapping a line is sent byte for byte; what is no object is a fault with its reason."""
     with row_maker(Input("a.ndjson", "ndjson", 0, 0), None) as make:
-        assert make(Record(1, b'{"event": 1.50 }')) == b'{"event": 1.50 }'
-        assert make(Record(2, b'{"event":"\xff"}')) == b'{"event":"\xff"}'
-        for original, reason in [(b"[1]", "expected a JSON object"), (b"{", "not JSON"), (b"{}{}", "not JSON")]:
-            with pytest.raises(RowFault, match=reason):
-                make(Record(3, original))
+        good = [b'{"event": 1.50 }', b'{"event":"\xff"}', b'{"\xff":1}']
+        assert make(good) == Made(good, {})
+        deep = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        faulty = [b"[1]", b"{", b"{}{}", b'{"a":"\n"}', deep]
+        reasons = ["expected a JSON object", "not JSON", "not JSON", "not JSON", "nested too deep"]
+        assert make([*good, *faulty]) == Made([*good, b"", b"", b"", b"", b""], dict(enumerate(reasons, len(good))))
 
 
 def test_repeats_are_counted_on_disk(tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_repeats_are_counted_on_disk(tmp_path: Path) -> None:
 
     def rows() -> list[bytes]:
         with row_maker(source, load_mapping(path)) as make:
-            return [make(Record(n, encode_record({"a": n % 2}))) for n in range(4)]
+            return make([encode_record({"a": n % 2}) for n in range(4)]).bodies
 
     assert len(set(rows())) == 4
     assert rows() == rows()

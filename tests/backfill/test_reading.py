@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -24,23 +24,32 @@ from hypothesis import strategies as st
 
 from counterfoil.backfill import reading
 from counterfoil.backfill.errors import BackfillError
-from counterfoil.backfill.reading import find_inputs, read_records
+from counterfoil.backfill.reading import Records, find_inputs, read_records
 
 TABLE = pa.table({"order_id": [1, 2, 3], "event": ["a", "b", None]})
 
 
-def records(path: Path | str, **options: Any) -> list[tuple[int, Any]]:
-    """Number and decoded original of each record."""
+def one_by_one(runs: Iterable[Records]) -> list[tuple[int, bytes]]:
+    """Number and original of each record of some runs."""
+    return [pair for run in runs for pair in zip(run.numbers, run.originals, strict=True)]
+
+
+def originals(path: Path | str, **options: Any) -> list[tuple[int, bytes]]:
+    """Number and original of each record of a file."""
     (source,) = find_inputs([str(path)], **options)
-    return [(record.number, json.loads(record.original)) for record in read_records(source)]
+    return one_by_one(read_records(source))
+
+
+def records(path: Path | str, **options: Any) -> list[tuple[int, Any]]:
+    """Number and decoded original of each record of a file."""
+    return [(number, json.loads(original)) for number, original in originals(path, **options)]
 
 
 def test_lines_of_json_keep_their_numbers_and_bytes(tmp_path: Path) -> None:
     """Blank lines count and give no record; the last line needs no end; the original is the line."""
     path = tmp_path / "a.ndjson"
     path.write_bytes(b'{"a": 1.50}\n\n  \n{"a":\t2}\r\n{broken')
-    (source,) = find_inputs([str(path)])
-    assert [(record.number, record.original) for record in read_records(source)] == [
+    assert originals(path) == [
         (1, b'{"a": 1.50}'),
         (4, b'{"a":\t2}'),
         (5, b"{broken"),
@@ -58,8 +67,9 @@ def test_lines_are_the_same_wherever_a_chunk_ends(lines: list[bytes], chunk_byte
         def read(self, size: int | None = -1) -> bytes:
             return stream.read(chunk_bytes)
 
-    found = [record.number for record in reading._lines(stream.read(chunk_bytes), Small(), "x")]
-    expected = [number for number, line in enumerate(content.split(b"\n"), 1) if line and not line.isspace()]
+    found = one_by_one(reading._lines(stream.read(chunk_bytes), Small(), "x"))
+    numbered = enumerate(content.split(b"\n"), 1)
+    expected = [(number, line.strip()) for number, line in numbered if line and not line.isspace()]
     assert found == expected
 
 
@@ -75,11 +85,7 @@ def test_an_array_of_json_keeps_every_number(tmp_path: Path) -> None:
     """Elements are counted from 1; large integers and decimals come out as they went in."""
     path = tmp_path / "a.json"
     path.write_bytes(b' [{"a": 123456789012345678901234567890},\n {"a": 0.10}]')
-    (source,) = find_inputs([str(path)])
-    assert [bytes(record.original) for record in read_records(source)] == [
-        b'{"a":123456789012345678901234567890}',
-        b'{"a":0.10}',
-    ]
+    assert originals(path) == [(1, b'{"a":123456789012345678901234567890}'), (2, b'{"a":0.10}')]
 
 
 def test_a_json_file_may_hold_lines(tmp_path: Path) -> None:
@@ -90,7 +96,7 @@ def test_a_json_file_may_hold_lines(tmp_path: Path) -> None:
 
 
 def test_an_array_that_ends_early_is_told(tmp_path: Path) -> None:
-    """What was whole is read; then the file is named as damaged."""
+    """The file is named as damaged, and not taken for one that has ended."""
     path = tmp_path / "a.json"
     path.write_bytes(b'[{"a":1},{"a":')
     with pytest.raises(BackfillError, match="ends early"):
@@ -144,8 +150,7 @@ def test_values_json_has_no_word_for_become_texts(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     pa.parquet.write_table(pa.table({"at": [moment], "sum": [Decimal("12.50")]}), path)
-    (source,) = find_inputs([str(path)])
-    assert next(read_records(source)).original == b'{"at":"2026-01-01T00:00:00Z","sum":12.50}'
+    assert originals(path) == [(1, b'{"at":"2026-01-01T00:00:00Z","sum":12.50}')]
 
 
 def test_a_rejected_file_is_read_by_its_originals(tmp_path: Path) -> None:
@@ -199,3 +204,14 @@ def test_an_address_is_read_like_a_path(tmp_path: Path) -> None:
     """What pyarrow's file systems know is read through them."""
     (tmp_path / "a.ndjson").write_bytes(b'{"a":1}\n')
     assert records((tmp_path / "a.ndjson").as_uri()) == [(1, {"a": 1})]
+
+
+def test_a_run_holds_about_a_chunk_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded: records that come one by one are handed on when they are many, or large."""
+    monkeypatch.setattr(reading, "CHUNK_BYTES", 1000)
+    path = tmp_path / "a.csv"
+    path.write_text("a\n" + "1\n" * 2500 + ("x" * 800 + "\n") * 3)
+    (source,) = find_inputs([str(path)])
+    runs = list(read_records(source))
+    assert max(sum(map(len, run.originals)) for run in runs) < 2000
+    assert [number for number, _ in one_by_one(runs)] == list(range(2, 2505))

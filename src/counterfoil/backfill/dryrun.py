@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from itertools import islice
 from typing import Any
 
 import httpx
 import msgspec
 
 from counterfoil.backfill.mapping import Mapping
-from counterfoil.backfill.reading import Format, Record, find_inputs, read_records
-from counterfoil.backfill.rows import RowFault, row_maker
+from counterfoil.backfill.reading import Format, Records, find_inputs, read_records
+from counterfoil.backfill.rows import RowMaker, row_maker
 from counterfoil.backfill.sending import fetch_limits
 from counterfoil.contract.limits import Limits
 from counterfoil.contract.rejections import RequestRejected
@@ -81,22 +80,16 @@ def dry_run(
     kinds: dict[str, Fault] = {}
     for source in find_inputs(paths, format_name):
         with row_maker(source, mapping) as make:
-            records = read_records(source)
-            while records_max is None or found.read < records_max:
-                left = _CHUNK_RECORDS if records_max is None else min(_CHUNK_RECORDS, records_max - found.read)
-                chunk = list(islice(records, left))
-                if not chunk:
+            for run in read_records(source):
+                left = len(run) if records_max is None else records_max - found.read
+                if left < len(run):
+                    found.is_whole = False
+                records = run.part(0, left)
+                found.read += len(records)
+                for start in range(0, len(records), _CHUNK_RECORDS):
+                    _judge(records.part(start, start + _CHUNK_RECORDS), make, rules, now, found, kinds, source.path)
+                if not found.is_whole:
                     break
-                made: list[tuple[Record, bytes]] = []
-                for record in chunk:
-                    found.read += 1
-                    try:
-                        made.append((record, make(record)))
-                    except RowFault as fault:
-                        _note(kinds, str(fault), source.path, record)
-                _judge(made, rules, now, found, kinds, source.path)
-            else:
-                found.is_whole = next(records, None) is None and found.is_whole
     found.faults = sorted(kinds.values(), key=lambda fault: -fault.count)
     return found
 
@@ -108,25 +101,30 @@ async def server_limits(to: str) -> Limits:
 
 
 def _judge(
-    made: list[tuple[Record, bytes]],
+    records: Records,
+    make: RowMaker,
     rules: RowRules,
     now_ms: int,
     found: DryRun,
     kinds: dict[str, Fault],
     path: str,
 ) -> None:
-    request = BatchRequest("", [body for _, body in made], sum(len(body) for _, body in made))
+    made = make(records.originals)
+    for place, message in made.faults.items():
+        _note(kinds, message, path, records.numbers[place])
+    numbers = [number for number, body in zip(records.numbers, made.bodies, strict=True) if body]
+    bodies = [body for body in made.bodies if body]
     try:
-        judged = judge_batch(request, rules, now_ms)
+        judged = judge_batch(BatchRequest("", bodies, sum(map(len, bodies))), rules, now_ms)
     except RequestRejected as rejected:
-        for record, _ in made:
-            _note(kinds, rejected.message, path, record)
+        for number in numbers:
+            _note(kinds, rejected.message, path, number)
         return
     for index, message in judged.faults.items():
-        _note(kinds, _PLACE.sub("row", message), path, made[index][0])
+        _note(kinds, _PLACE.sub("row", message), path, numbers[index])
     found.good += len(judged.bodies)
     for index in judged.indexes[: max(0, SHOWN_ROWS - len(found.rows))]:
-        found.rows.append(msgspec.json.decode(made[index][1]))
+        found.rows.append(msgspec.json.decode(bodies[index]))
     if not found.age_days:
         return
     for body in judged.bodies:
@@ -140,8 +138,8 @@ class _Timed(msgspec.Struct):
     time: int | None = None
 
 
-def _note(kinds: dict[str, Fault], message: str, path: str, record: Record) -> None:
+def _note(kinds: dict[str, Fault], message: str, path: str, number: int) -> None:
     fault = kinds.setdefault(message, Fault(message, places=[]))
     fault.count += 1
     if len(fault.places) < LINES_SHOWN:
-        fault.places.append((path, record.number))
+        fault.places.append((path, number))

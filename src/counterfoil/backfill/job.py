@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import httpx
 import msgspec
 
+from counterfoil.backfill.batches import Batch, Batcher
 from counterfoil.backfill.errors import BackfillError
 from counterfoil.backfill.journal import (
     JOURNAL_VERSION,
@@ -22,10 +24,10 @@ from counterfoil.backfill.journal import (
     read_journal,
 )
 from counterfoil.backfill.mapping import Mapping
-from counterfoil.backfill.reading import STANDARD_INPUT, Format, Input, find_inputs, read_records
-from counterfoil.backfill.rejected import INVALID_EVENT, RejectedFile, Rejection, rejected_path
-from counterfoil.backfill.rows import RowFault, row_maker
-from counterfoil.backfill.sending import BatchSender, Row, Window, fetch_limits
+from counterfoil.backfill.reading import STANDARD_INPUT, Format, Input, Records, find_inputs, read_records
+from counterfoil.backfill.rejected import RejectedFile, Rejection, rejected_path
+from counterfoil.backfill.rows import RowMaker, row_maker
+from counterfoil.backfill.sending import BatchSender, Window, fetch_limits
 from counterfoil.contract.limits import Limits
 from counterfoil.files import Files, RealFiles
 
@@ -94,18 +96,6 @@ class Tally(msgspec.Struct):
     retries: int = 0
     read_bytes: int = 0
     """Bytes of the originals that were read."""
-
-
-class _Batch(msgspec.Struct):
-    """Consecutive records of one input: those that make rows, and those that make none."""
-
-    input_index: int
-    first: int
-    last: int = 0
-    rows: list[Row] = []
-    faults: list[Rejection] = []
-    size_bytes: int = 0
-    original_bytes: int = 0
 
 
 async def backfill(
@@ -187,7 +177,7 @@ class _Run:
         self._files = files
         self._observe = observe
         self._tally = Tally()
-        self._waiting: list[tuple[_Batch, Confirmed, list[Rejection]]] = []
+        self._waiting: list[tuple[Batch, Confirmed, list[Rejection]]] = []
 
     async def run(self, batch_rows: int, in_flight_max: int, patience_seconds: float) -> Report:
         began = time.monotonic()
@@ -233,12 +223,12 @@ class _Run:
             self._journal.append(Confirmed(index, read=read))
         self._journal.flush()
 
-    async def _send(self, batch: _Batch, places: asyncio.Semaphore) -> None:
+    async def _send(self, batch: Batch, places: asyncio.Semaphore) -> None:
         try:
             sent = await self._sender.send(batch.rows)
         finally:
             places.release()
-        rejections = sorted(batch.faults + sent.rejections, key=lambda one: one.record.number)
+        rejections = sorted(batch.faults + sent.rejections, key=lambda one: one.number)
         entry = Confirmed(
             input=batch.input_index,
             first=batch.first,
@@ -274,59 +264,39 @@ class _Run:
         self._tally.retries = self._sender.retries
         self._observe(self._tally)
 
-    def _batches(self, batch_rows: int, bytes_max: int) -> Iterator[_Batch]:
+    def _batches(self, batch_rows: int, bytes_max: int) -> Iterator[Batch]:
         self._read_counts = [0] * len(self._inputs)
         for index, source in enumerate(self._inputs):
             with row_maker(source, self._mapping) as make:
-                yield from self._batches_of(index, source, make, batch_rows, bytes_max)
+                yield from self._batches_of(index, source, make, Batcher(index, make, batch_rows, bytes_max))
 
-    def _batches_of(
-        self, index: int, source: Input, make: Callable[..., bytes], batch_rows: int, bytes_max: int
-    ) -> Iterator[_Batch]:
-        progress, tally = self._journal.progress, self._tally
+    def _batches_of(self, index: int, source: Input, make: RowMaker, batcher: Batcher) -> Iterator[Batch]:
         # True repeats are counted from the file's beginning, so records that are confirmed must be made, too.
         makes_confirmed = self._mapping is not None and self._mapping.counts_repeats
-        confirmed_from, confirmed_to = 0, 0
-        batch: _Batch | None = None
-        for record in read_records(source):
-            number = record.number
-            tally.read += 1
-            self._read_counts[index] += 1
-            tally.read_bytes += len(record.original) + 1
-            if number > confirmed_to:
-                confirmed_from, confirmed_to = progress.next_confirmed(index, number)
-            is_confirmed = number >= confirmed_from
-            if is_confirmed:
-                tally.skipped += 1
-                if batch is not None:
-                    # A batch is one run of records: what is confirmed may not lie within it.
-                    yield batch
-                    batch = None
-                if not makes_confirmed:
+        for run in read_records(source):
+            for records, is_confirmed in self._by_confirmation(index, run):
+                self._tally.read += len(records)
+                self._read_counts[index] += len(records)
+                self._tally.read_bytes += sum(map(len, records.originals)) + len(records)
+                if not is_confirmed:
+                    yield from batcher.add(records)
                     continue
-            try:
-                made: Row | Rejection = Row(record, make(record))
-            except RowFault as fault:
-                made = Rejection(record, INVALID_EVENT, str(fault))
-            if is_confirmed:
-                continue
-            size = len(made.body) + 1 if isinstance(made, Row) else 0
-            if batch is not None and (
-                len(batch.rows) + len(batch.faults) >= batch_rows or batch.size_bytes + size > bytes_max
-            ):
-                yield batch
-                batch = None
-            if batch is None:
-                batch = _Batch(index, record.number, rows=[], faults=[])
-            batch.last = record.number
-            batch.size_bytes += size
-            batch.original_bytes += len(record.original)
-            if isinstance(made, Row):
-                batch.rows.append(made)
-            else:
-                batch.faults.append(made)
-        if batch is not None:
-            yield batch
+                self._tally.skipped += len(records)
+                # A batch is one run of records: what is confirmed may not lie within it.
+                yield from batcher.rest()
+                if makes_confirmed:
+                    make(records.originals)
+        yield from batcher.rest()
+
+    def _by_confirmation(self, index: int, records: Records) -> Iterator[tuple[Records, bool]]:
+        """Records in parts that an earlier run of this job has confirmed, or has not."""
+        start = 0
+        while start < len(records):
+            first, last = self._journal.progress.next_confirmed(index, records.numbers[start])
+            is_confirmed = first <= records.numbers[start]
+            end = bisect_right(records.numbers, last) if is_confirmed else bisect_left(records.numbers, first)
+            yield records.part(start, end), is_confirmed
+            start = end
 
     def _report(self, began: float) -> Report:
         tally = self._tally

@@ -1,4 +1,4 @@
-"""Records out of files, one after the other, in constant memory.
+"""Records out of files, in runs of some thousand at most, in constant memory.
 
     format    files                        a record's number     its original
     ndjson    .ndjson .jsonl .json         the line              the line
@@ -20,7 +20,7 @@ import csv
 import glob
 import io
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -37,6 +37,7 @@ from counterfoil.backfill.errors import BackfillError
 Format = Literal["ndjson", "json", "csv", "tsv", "parquet", "arrow"]
 
 CHUNK_BYTES = 1024 * 1024
+GATHERED_RECORDS = 1000
 RECORD_BYTES_MAX = 64 * 1024 * 1024
 """A line without an end would be read until memory is full."""
 STANDARD_INPUT = "-"
@@ -54,13 +55,23 @@ _SUFFIXES: dict[str, Format] = {
 }
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _WRAPPER = {"line", "code", "message", "original"}
+_WRAPPED = b'{"line":'
 
 
-class Record(msgspec.Struct, frozen=True, gc=False):
-    """One record of a file; `original` is its JSON, or bytes that are none."""
+class Records(msgspec.Struct, frozen=True):
+    """Consecutive records of a file, none to some thousand: an object for each would cost as much as sending it."""
 
-    number: int
-    original: bytes
+    numbers: Sequence[int]
+    """Ascending, one a record."""
+    originals: list[bytes]
+    """The JSON of each, or bytes that are none."""
+
+    def __len__(self) -> int:
+        return len(self.originals)
+
+    def part(self, start: int, end: int) -> Records:
+        """Those from one place to before another."""
+        return Records(self.numbers[start:end], self.originals[start:end])
 
 
 class Input(msgspec.Struct, frozen=True):
@@ -88,8 +99,8 @@ def find_inputs(paths: list[str], format_name: Format | None = None) -> list[Inp
     return found
 
 
-def read_records(source: Input) -> Iterator[Record]:
-    """The records of a file in order. Raises BackfillError when it can't be read as what it is."""
+def read_records(source: Input) -> Iterator[Records]:
+    """The records of a file in order, in runs. Raises BackfillError when it can't be read as what it is."""
     try:
         yield from _READERS[source.format](source)
     except (OSError, pa.ArrowInvalid, EOFError) as error:
@@ -167,11 +178,11 @@ def _python_file(stream: BinaryIO) -> pa.PythonFile:
 # Reading
 
 
-def _read_ndjson(source: Input) -> Iterator[Record]:
+def _read_ndjson(source: Input) -> Iterator[Records]:
     with closing(_stream(source)) as stream:
         first = stream.read(CHUNK_BYTES)
         if source.format == "json" or (_is_plain_json(source) and first.lstrip()[:1] == b"["):
-            yield from _elements(_Chained(first, stream))
+            yield from _gathered(_elements(_Chained(first, stream)))
             return
         yield from _lines(first, stream, source.path)
 
@@ -180,28 +191,32 @@ def _is_plain_json(source: Input) -> bool:
     return Path(source.path.removesuffix(".gz").removesuffix(".zst")).suffix == ".json"
 
 
-def _lines(chunk: bytes, stream: BinaryIO, path: str) -> Iterator[Record]:
-    number = 0
+def _lines(chunk: bytes, stream: BinaryIO, path: str) -> Iterator[Records]:
+    number = 1
     rest = b""
     while chunk:
         lines = (rest + chunk).split(b"\n")
         rest = lines.pop()
-        for line in lines:
-            number += 1
-            if line and not line.isspace():
-                yield Record(number, _original(line))
+        yield _records(number, lines)
+        number += len(lines)
         if len(rest) > RECORD_BYTES_MAX:
-            raise BackfillError(f"{path}, line {number + 1}: longer than {RECORD_BYTES_MAX} bytes")
+            raise BackfillError(f"{path}, line {number}: longer than {RECORD_BYTES_MAX} bytes")
         chunk = stream.read(CHUNK_BYTES)
-    if rest and not rest.isspace():
-        yield Record(number + 1, _original(rest))
+    yield _records(number, [rest])
 
 
-def _original(line: bytes) -> bytes:
-    """The line, or what stands in it when it is one of a rejected file."""
-    line = line.strip()
-    if not line.startswith(b'{"line":'):
-        return line
+def _records(first: int, lines: list[bytes]) -> Records:
+    """What stands in lines, the first of which has the number `first`; a blank one is no record."""
+    numbers: Sequence[int] = range(first, first + len(lines))
+    originals = [*map(bytes.strip, lines)]
+    if b"" in originals:
+        numbers = [number for number, original in zip(numbers, originals, strict=True) if original]
+        originals = [original for original in originals if original]
+    return Records(numbers, [one if not one.startswith(_WRAPPED) else _unwrapped(one) for one in originals])
+
+
+def _unwrapped(line: bytes) -> bytes:
+    """The original when the line is one of a rejected file; else the line."""
     try:
         members = msgspec.json.decode(line, type=dict[str, msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -213,10 +228,25 @@ def _original(line: bytes) -> bytes:
     return msgspec.json.decode(original, type=str).encode() if original.startswith(b'"') else original
 
 
-def _elements(stream: _Chained) -> Iterator[Record]:
+def _gathered(records: Iterable[tuple[int, bytes]]) -> Iterator[Records]:
+    """Runs of records that come one by one, each of about CHUNK_BYTES at most."""
+    numbers: list[int] = []
+    originals: list[bytes] = []
+    size_bytes = 0
+    for number, original in records:
+        numbers.append(number)
+        originals.append(original)
+        size_bytes += len(original)
+        if size_bytes >= CHUNK_BYTES or len(numbers) == GATHERED_RECORDS:
+            yield Records(numbers, originals)
+            numbers, originals, size_bytes = [], [], 0
+    yield Records(numbers, originals)
+
+
+def _elements(stream: _Chained) -> Iterator[tuple[int, bytes]]:
     try:
         for number, element in enumerate(ijson.items(stream, "item"), 1):
-            yield Record(number, _ENCODER.encode(element))
+            yield number, _ENCODER.encode(element)
     except ijson.JSONError:
         raise BackfillError("the array of JSON ends early or is damaged") from None
 
@@ -235,7 +265,11 @@ class _Chained:
         return taken
 
 
-def _read_csv(source: Input) -> Iterator[Record]:
+def _read_csv(source: Input) -> Iterator[Records]:
+    yield from _gathered(_csv_rows(source))
+
+
+def _csv_rows(source: Input) -> Iterator[tuple[int, bytes]]:
     csv.field_size_limit(RECORD_BYTES_MAX)
     delimiter = "\t" if source.format == "tsv" else ","
     with closing(_stream(source)) as stream:
@@ -248,7 +282,7 @@ def _read_csv(source: Input) -> Iterator[Record]:
             raise BackfillError(f"{source.path}: two columns have the same name")
         for cells in reader:
             if cells:
-                yield Record(reader.line_num, _ENCODER.encode(_columns(header, cells)))
+                yield reader.line_num, _ENCODER.encode(_columns(header, cells))
 
 
 def _columns(header: list[str], cells: list[str]) -> dict[str, str]:
@@ -273,14 +307,14 @@ class _Raw(io.RawIOBase):
         return len(chunk)
 
 
-def _read_parquet(source: Input) -> Iterator[Record]:
+def _read_parquet(source: Input) -> Iterator[Records]:
     system, inner = _file_system(source.path)
     with system.open_input_file(inner) as file:
         batches = pa.parquet.ParquetFile(file, memory_map=False, pre_buffer=False).iter_batches(batch_size=4096)
         yield from _rows(batches)
 
 
-def _read_arrow(source: Input) -> Iterator[Record]:
+def _read_arrow(source: Input) -> Iterator[Records]:
     if not source.is_seekable:
         yield from _rows(pa.ipc.open_stream(_python_file(sys.stdin.buffer)))
         return
@@ -294,16 +328,19 @@ def _read_arrow(source: Input) -> Iterator[Record]:
         yield from _rows(pa.ipc.open_stream(cast("io.IOBase", stream)))
 
 
-def _rows(batches: Any) -> Iterator[Record]:
-    number = 0
+def _rows(batches: Any) -> Iterator[Records]:
+    number = 1
     for batch in batches:
-        for row in batch.to_pylist():
-            number += 1
-            yield Record(number, _ENCODER.encode({name: value for name, value in row.items() if value is not None}))
+        originals = [
+            _ENCODER.encode({name: value for name, value in row.items() if value is not None})
+            for row in batch.to_pylist()
+        ]
+        yield Records(range(number, number + len(originals)), originals)
+        number += len(originals)
 
 
 _ENCODER = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
-_READERS: dict[Format, Callable[[Input], Iterator[Record]]] = {
+_READERS: dict[Format, Callable[[Input], Iterator[Records]]] = {
     "ndjson": _read_ndjson,
     "json": _read_ndjson,
     "csv": _read_csv,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from counterfoil.backfill.reading import STANDARD_INPUT, Input, Record
+from counterfoil.backfill.reading import STANDARD_INPUT, Input
 from counterfoil.files import Files
 
 INVALID_EVENT = "invalid_event"
@@ -17,7 +17,8 @@ INVALID_EVENT = "invalid_event"
 class Rejection(msgspec.Struct, frozen=True):
     """A record that is not in: by its place, and why."""
 
-    record: Record
+    number: int
+    original: bytes
     code: str
     message: str
 
@@ -63,11 +64,11 @@ def rejected_path(source: Input, job: Path) -> Path:
 
 
 def _line(rejection: Rejection) -> bytes:
-    original = rejection.record.original
+    original = rejection.original
     try:
         msgspec.json.decode(original)
         inner = original
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         inner = msgspec.json.encode(original.decode("utf-8", "backslashreplace"))
-    head = msgspec.json.encode({"line": rejection.record.number, "code": rejection.code, "message": rejection.message})
+    head = msgspec.json.encode({"line": rejection.number, "code": rejection.code, "message": rejection.message})
     return head[:-1] + b',"original":' + inner + b"}\n"

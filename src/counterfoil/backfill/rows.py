@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,80 +12,118 @@ import msgspec
 from rocksdict import Options, Rdict
 
 from counterfoil.backfill.mapping import Mapper, Mapping, MappingFault, automatic_mapping
-from counterfoil.backfill.reading import Input, Record, encode_record
+from counterfoil.backfill.reading import Input, encode_record
 
-RowMaker = Callable[[Record], bytes]
 _SELF_DESCRIBING = ("ndjson", "json")
-_object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_columns_decoder = msgspec.json.Decoder(dict)
 
 
-class RowFault(Exception):
-    """A record that makes no row; the message says why, never a value."""
+class Made(msgspec.Struct, frozen=True):
+    """What records became, place by place."""
+
+    bodies: list[bytes]
+    """The JSON that is sent for each; empty where there is none."""
+    faults: dict[int, str]
+    """Why not, by place; the message never has a value in it."""
+
+
+RowMaker = Callable[[list[bytes]], Made]
+"""Takes the originals of records, called once for each and in order."""
 
 
 @contextmanager
 def row_maker(source: Input, mapping: Mapping | None) -> Iterator[RowMaker]:
-    """What makes rows of a file's records, called once for each, in order. It raises RowFault.
+    """What makes rows of a file's records.
 
     Without a mapping, JSON records are rows already and tables are mapped by the names of their columns.
     """
     if mapping is None and source.format in _SELF_DESCRIBING:
-        yield _row_as_it_is
+        yield _as_they_are
     elif mapping is not None and mapping.counts_repeats:
         with tempfile.TemporaryDirectory(prefix="counterfoil-repeats-") as directory:
             repeats = _Repeats(Path(directory))
             try:
-                yield _mapped(Mapper(mapping, repeats.count))
+                yield _each(_mapped(Mapper(mapping, repeats.count)))
             finally:
                 repeats.close()
     elif mapping is not None:
-        yield _mapped(Mapper(mapping, lambda _: 0))
+        yield _each(_mapped(Mapper(mapping, lambda _: 0)))
     else:
-        yield _by_names()
+        yield _each(_by_names())
 
 
-def _row_as_it_is(record: Record) -> bytes:
-    try:
-        _object_decoder.decode(record.original)
-    except UnicodeDecodeError:
-        # Bad UTF-8 makes this one row invalid, and the server says so (contract.md section 3).
-        return record.original
-    except RecursionError:
-        raise RowFault("nested too deep") from None
-    except msgspec.ValidationError:
-        raise RowFault("expected a JSON object") from None
-    except msgspec.DecodeError:
-        raise RowFault("not JSON") from None
-    return record.original
+class _RowFault(Exception):
+    """A record that makes no row; the message says why."""
 
 
-def _mapped(mapper: Mapper) -> RowMaker:
-    def make(record: Record) -> bytes:
-        try:
-            return encode_record(mapper.row(_columns_decoder.decode(record.original)))
-        except MappingFault as fault:
-            raise RowFault(str(fault)) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise RowFault("not a JSON object") from None
+_RowOf = Callable[[bytes], bytes]
+"""Takes one original; raises _RowFault."""
+
+
+def _each(row_of: _RowOf) -> RowMaker:
+    def make(originals: list[bytes]) -> Made:
+        bodies: list[bytes] = []
+        faults: dict[int, str] = {}
+        for place, original in enumerate(originals):
+            try:
+                bodies.append(row_of(original))
+            except _RowFault as fault:
+                bodies.append(b"")
+                faults[place] = str(fault)
+        return Made(bodies, faults)
 
     return make
 
 
-def _by_names() -> RowMaker:
-    """Maps by names; the columns of a table are those of its first record, and of any that has others."""
-    mappers: dict[tuple[str, ...], RowMaker] = {}
+def _as_they_are(originals: list[bytes]) -> Made:
+    try:
+        # Nearly always all are good, and a look at each in a loop of Python costs more than the check.
+        deque(map(_object_decoder.decode, originals), maxlen=0)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _each_as_it_is(originals)
+    return Made(originals, {})
 
-    def make(record: Record) -> bytes:
-        names = tuple(_columns_decoder.decode(record.original))
+
+def _as_it_is(original: bytes) -> bytes:
+    try:
+        _object_decoder.decode(original)
+    except RecursionError:
+        raise _RowFault("nested too deep") from None
+    except msgspec.ValidationError:
+        raise _RowFault("expected a JSON object") from None
+    except msgspec.DecodeError:
+        raise _RowFault("not JSON") from None
+    return original
+
+
+_each_as_it_is = _each(_as_it_is)
+
+
+def _mapped(mapper: Mapper) -> _RowOf:
+    def row_of(original: bytes) -> bytes:
+        try:
+            return encode_record(mapper.row(_columns_decoder.decode(original)))
+        except MappingFault as fault:
+            raise _RowFault(str(fault)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise _RowFault("not a JSON object") from None
+
+    return row_of
+
+
+def _by_names() -> _RowOf:
+    """Maps by names; the columns of a table are those of its first record, and of any that has others."""
+    mappers: dict[tuple[str, ...], _RowOf] = {}
+
+    def row_of(original: bytes) -> bytes:
+        names = tuple(_columns_decoder.decode(original))
         mapper = mappers.get(names)
         if mapper is None:
             if len(mappers) >= 64:
                 mappers.clear()
             mapper = mappers[names] = _mapped(Mapper(automatic_mapping(names), lambda _: 0))
-        return mapper(record)
+        return mapper(original)
 
-    return make
+    return row_of
 
 
 class _Repeats:
@@ -103,3 +142,14 @@ class _Repeats:
 
     def close(self) -> None:
         self._counts.close()
+
+
+class _AnyObject(msgspec.Struct, gc=False):
+    """A JSON object whatever is in it: checked to its end, and nothing of it made.
+
+    Bad UTF-8 passes: it makes its one row invalid, and the server says so (contract.md section 3).
+    """
+
+
+_object_decoder = msgspec.json.Decoder(_AnyObject)
+_columns_decoder = msgspec.json.Decoder(dict)

@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
 
 import httpx
 import msgspec
 
+from counterfoil.backfill.batches import Rows
 from counterfoil.backfill.errors import BackfillError
-from counterfoil.backfill.reading import Record
 from counterfoil.backfill.rejected import INVALID_EVENT, Rejection
 from counterfoil.contract.limits import Limits
 
@@ -37,13 +36,6 @@ _STOPPED = {
 }
 
 
-class Row(msgspec.Struct, frozen=True, gc=False):
-    """A record and the JSON that is sent for it."""
-
-    record: Record
-    body: bytes
-
-
 class Sent(msgspec.Struct):
     """What became of a batch."""
 
@@ -52,7 +44,7 @@ class Sent(msgspec.Struct):
     rejections: list[Rejection] = []
 
 
-class _RowResult(msgspec.Struct):
+class _RowResult(msgspec.Struct, gc=False):
     index: int
     success: bool
     code: str | None = None
@@ -104,9 +96,11 @@ class BatchSender:
         self._window = window
         self._patience_seconds = patience_seconds
         self._last_success: float | None = None
+        self._all_accepted = 0, b""
+        """The last answer that was read and accepts every row, and how many: an equal one needs no reading again."""
         self.retries = 0
 
-    async def send(self, rows: Sequence[Row]) -> Sent:
+    async def send(self, rows: Rows) -> Sent:
         """Return when every row has its answer. Raises BackfillError when the job must stop."""
         sent = Sent(rejections=[])
         await self._window.enter()
@@ -116,7 +110,7 @@ class BatchSender:
             await self._window.leave()
         return sent
 
-    async def _send(self, rows: Sequence[Row], sent: Sent) -> None:
+    async def _send(self, rows: Rows, sent: Sent) -> None:
         attempt = 0
         while rows:
             answer = await self._post(rows)
@@ -139,23 +133,26 @@ class BatchSender:
             else:
                 self._window.went_well()
 
-    async def _send_smaller(self, rows: Sequence[Row], answer: httpx.Response, sent: Sent) -> None:
+    async def _send_smaller(self, rows: Rows, answer: httpx.Response, sent: Sent) -> None:
         if len(rows) == 1:
-            sent.rejections.append(Rejection(rows[0].record, INVALID_EVENT, _error_of(answer)))
+            sent.rejections.append(rows.rejection(0, _error_of(answer)))
             return
         middle = len(rows) // 2
-        await self._send(rows[:middle], sent)
-        await self._send(rows[middle:], sent)
+        await self._send(rows.at(range(middle)), sent)
+        await self._send(rows.at(range(middle, len(rows))), sent)
 
-    async def _post(self, rows: Sequence[Row]) -> httpx.Response | None:
-        body = self._head + b",".join([row.body for row in rows]) + b"]}"
+    async def _post(self, rows: Rows) -> httpx.Response | None:
+        body = self._head + b",".join(rows.bodies) + b"]}"
         try:
             return await self._client.post(self._url, content=body, headers={"content-type": "application/json"})
         except httpx.TransportError:
             return None
 
-    def _take(self, rows: Sequence[Row], answer: httpx.Response, sent: Sent) -> Sequence[Row]:
+    def _take(self, rows: Rows, answer: httpx.Response, sent: Sent) -> Rows:
         """Book the rows that have their answer; those that must be sent again are returned."""
+        if (len(rows), answer.content) == self._all_accepted:
+            sent.accepted += len(rows)
+            return _NO_ROWS
         read = _read(answer)
         if read is None or read.results is None:
             if answer.status_code == 500:
@@ -166,14 +163,19 @@ class BatchSender:
         if [result.index for result in read.results] != list(range(len(rows))):
             raise BackfillError(f"{self._to} answered for other rows than were sent: is it a server of this API?")
         failed = []
-        for row, result in zip(rows, read.results, strict=True):
+        refused = 0
+        for place, result in enumerate(read.results):
             if result.success:
-                sent.accepted += 1
-            elif result.code == INVALID_EVENT:
-                sent.rejections.append(Rejection(row.record, INVALID_EVENT, result.message or ""))
+                continue
+            if result.code == INVALID_EVENT:
+                refused += 1
+                sent.rejections.append(rows.rejection(place, result.message or ""))
             else:
-                failed.append(row)
-        return failed
+                failed.append(place)
+        sent.accepted += len(rows) - refused - len(failed)
+        if not refused and not failed:
+            self._all_accepted = len(rows), answer.content
+        return rows.at(failed)
 
     async def _wait(self, attempt: int, answer: httpx.Response | None) -> None:
         self._window.went_badly()
@@ -230,4 +232,5 @@ def _error_of(answer: httpx.Response) -> str:
     return (read.error if read is not None else None) or f"the server answered {answer.status_code}"
 
 
+_NO_ROWS = Rows((), [], [])
 _DECODER = msgspec.json.Decoder(_Answer)
