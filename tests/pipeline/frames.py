@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 import numpy as np
 
-from counterfoil.contract.facts import RowFlag, key_hash, key_prefix
+from counterfoil.contract.facts import RowFlag, Verdict, key_hash, key_prefix
+from counterfoil.contract.subject import Subject
 from counterfoil.errors import FrameDamaged
 from counterfoil.positions import DirectoryId, FramePosition, SegmentNumber
 from counterfoil.queue import Damage, DamageKind, ReadResult
-from counterfoil.queue.frame import Frame, Origin, draft_frame, parse_frame, seal_frame, sealed_bytes
+from counterfoil.queue.erasure import indexes_of
+from counterfoil.queue.frame import Frame, Origin, draft_frame, erase_rows, parse_frame, seal_frame, sealed_bytes
 
 HEADER_BYTES = 64
 
@@ -34,6 +36,14 @@ def made_frame(
     request_id: bytes = bytes(16),
 ) -> Frame:
     """A frame as a reader gives it."""
+    sealed = sealed_frame(position, source, rows, received_at_ms=received_at_ms, request_id=request_id)
+    return parse_frame(sealed, 0, position)
+
+
+def sealed_frame(
+    position: FramePosition, source: str, rows: Sequence[Row], *, received_at_ms: int, request_id: bytes
+) -> bytes:
+    """A frame as it lies in a segment."""
     sets = sorted({row.destinations for row in rows if row.destinations is not None})
     draft = draft_frame(
         origin=msgspec.json.encode(Origin(source, tuple(sets))),
@@ -49,7 +59,7 @@ def made_frame(
     )
     sealed = b"".join(seal_frame(draft, position, 0))
     assert len(sealed) == sealed_bytes(draft)
-    return parse_frame(sealed, 0, position)
+    return sealed
 
 
 class MemoryQueue:
@@ -57,6 +67,7 @@ class MemoryQueue:
 
     def __init__(self) -> None:
         self.frames: dict[DirectoryId, list[Frame]] = {}
+        self.sealed: dict[FramePosition, bytes] = {}
         self.ends: dict[DirectoryId, FramePosition] = {}
         self.damaged: set[FramePosition] = set()
         self.removed: dict[DirectoryId, int] = {}
@@ -72,7 +83,9 @@ class MemoryQueue:
     ) -> Frame:
         """Append a frame."""
         start = self.ends.get(directory, FramePosition(directory, SegmentNumber(1), HEADER_BYTES))
-        frame = made_frame(start, source, rows, received_at_ms=received_at_ms, request_id=request_id)
+        sealed = sealed_frame(start, source, rows, received_at_ms=received_at_ms, request_id=request_id)
+        self.sealed[start] = sealed
+        frame = parse_frame(sealed, 0, start)
         self.frames.setdefault(directory, []).append(frame)
         self.ends[directory] = FramePosition(directory, start.segment, start.offset + frame.frame_bytes)
         return frame
@@ -81,6 +94,17 @@ class MemoryQueue:
         """Let what comes next lie in another segment."""
         end = self.ends[directory]
         self.ends[directory] = FramePosition(directory, SegmentNumber(end.segment + 1), HEADER_BYTES)
+
+    def erase(self, subject: Subject, verdict_of: Callable[[FramePosition, int], Verdict | None]) -> int:
+        """Erase a subject's rows in every frame, as in closed segments; how many they were."""
+        count = 0
+        for frames in self.frames.values():
+            for place, frame in enumerate(frames):
+                verdicts = {index: verdict_of(frame.position, index) for index in indexes_of(frame, subject)}
+                count += len(verdicts)
+                self.sealed[frame.position] = erase_rows(self.sealed[frame.position], frame.position, verdicts)
+                frames[place] = parse_frame(self.sealed[frame.position], 0, frame.position)
+        return count
 
     def all_frames(self) -> Iterable[Frame]:
         """Every frame, directory by directory."""

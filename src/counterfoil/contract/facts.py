@@ -47,6 +47,8 @@ class Verdict(IntEnum):
 
 ERASED_VERDICT_SHIFT = 4
 """Where the verdict of an erased row stands in its flags, in 3 bits; 0 where nobody knew it any more."""
+_FLAGS_OF_ROWS = bytes(range(RowFlag.ERASED))
+"""All that a row's flags can be which is not erased."""
 
 
 class FrameFacts(msgspec.Struct, frozen=True, gc=False):
@@ -73,6 +75,11 @@ class FrameFacts(msgspec.Struct, frozen=True, gc=False):
     def is_erased(self, row_index: int) -> bool:
         """Whether a row's content was erased: what stands in its place is no row."""
         return bool(self.flags[row_index] & RowFlag.ERASED)
+
+    @property
+    def has_erased(self) -> bool:
+        """Whether any row's content was erased: quickly answered, and almost always no."""
+        return bool(self.flags.tobytes().translate(None, _FLAGS_OF_ROWS))
 
     @property
     def are_erased(self) -> NDArray[np.bool_]:

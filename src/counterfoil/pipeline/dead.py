@@ -49,7 +49,7 @@ class FoundDead(msgspec.Struct, frozen=True):
     """None when neither a copy nor its group is kept."""
     position: RowPosition | None
     row: RowCopy | None
-    """None when it was dropped, or its frame can't be read any more."""
+    """None when it was dropped or erased, or its frame can't be read any more."""
     has_copy: bool
     """Whether the ledger keeps the row; otherwise it was read from the queue."""
 

@@ -87,6 +87,7 @@ class Handover:
         rows: list[DeliveredRow] = []
         dead: list[RefusedRow] = []
         damaged: list[int] = []
+        erased_count = 0
         verdicts = np.frombuffer(group.verdicts, np.uint8)
         for part, place in group.parts():
             is_new = verdicts[place : place + part.row_count] == Verdict.NEW
@@ -99,11 +100,16 @@ class Handover:
                 self._tell_damaged(part.position, error)
                 damaged += (np.flatnonzero(is_new) + first_seq).tolist()
                 continue
-            taken, unreadable = delivered_rows(frame, self._indexes(frame, is_new), first_seq)
+            indexes = self._indexes(frame, is_new)
+            if frame.facts.has_erased:
+                are_erased = frame.facts.are_erased
+                erased_count += int(are_erased[indexes].sum())
+                indexes = [index for index in indexes if not are_erased[index]]
+            taken, unreadable = delivered_rows(frame, indexes, first_seq)
             rows += taken
             dead += unreadable
         # Which rows of a damaged frame were meant for whom can't be read any more; how many, the group says.
-        missing = group.routed_to(self._name) - len(rows) - len(dead)
+        missing = group.routed_to(self._name) - len(rows) - len(dead) - erased_count
         dead += [RefusedRow(seq, DAMAGED) for seq in damaged[:missing]]
         return rows, dead
 
@@ -128,6 +134,8 @@ class Handover:
                 dead.append(RefusedRow(seq, DAMAGED))
                 continue
             frame, index = found
+            if frame.facts.is_erased(index):
+                continue
             taken, unreadable = delivered_rows(frame, [index], seq - index)
             rows += [msgspec.structs.replace(row, first_seq=named.first_seq) for row in taken]
             dead += unreadable
@@ -179,9 +187,11 @@ class FrameCache:
         return self._last
 
 
-def copy_of(frame: Frame, row_index: int) -> RowCopy:
-    """What the ledger keeps of a row that is dead."""
+def copy_of(frame: Frame, row_index: int) -> RowCopy | None:
+    """What the ledger keeps of a row that is dead; None of one that was erased."""
     facts = frame.facts
+    if facts.is_erased(row_index):
+        return None
     return RowCopy(
         source=facts.source,
         position=RowPosition(frame.position, row_index),

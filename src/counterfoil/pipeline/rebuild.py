@@ -382,7 +382,7 @@ class _Compared:
         keys: list[bytes] = []
         for part, place in group.parts():
             facts = self._source.fetch(part.position).facts
-            is_new = verdicts[place : place + part.row_count] == Verdict.NEW
+            is_new = (verdicts[place : place + part.row_count] == Verdict.NEW) & ~facts.are_erased
             chosen = set_columns([facts]).are_for(self._name) & is_new
             seqs.append(seq_of(group.number, place) + np.flatnonzero(chosen))
             keys += packed_items(facts.key_hashes[chosen])

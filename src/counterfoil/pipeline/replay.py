@@ -217,10 +217,13 @@ class Replay:
             if isinstance(group, ResentGroup):
                 first_seq = group.rows[seq % ROWS_A_GROUP_MAX].first_seq
             found = self._place_of(first_seq)
-            if found is None or self._frames.fetch(found[0].position) is None:
+            frame = None if found is None else self._frames.fetch(found[0].position)
+            if found is None or frame is None:
                 self.unreadable += 1
                 continue
             part, position = found
+            if frame.facts.is_erased(position.row_index):
+                continue
             yield ResentRow(first_seq, Seq(seq), position, part.source), part.frame_bytes // part.row_count
 
     def _place_of(self, first_seq: Seq) -> tuple[GroupFrame, RowPosition] | None:

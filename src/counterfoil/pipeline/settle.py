@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from counterfoil.contract.facts import KEY_HASH_BYTES, RowFlag, Verdict
+from counterfoil.contract.facts import ERASED_VERDICT_SHIFT, KEY_HASH_BYTES, RowFlag, Verdict
 from counterfoil.ledger import (
     CONTENT_UNKNOWN,
     ROWS_A_GROUP_MAX,
@@ -53,19 +53,25 @@ DAY_MAX = 65_535
 _SEEN = np.dtype([("seq", ">u8"), ("content", ">u8"), ("day", ">u2")])
 _REPEAT_KEY = np.dtype([("key", f"V{KEY_HASH_BYTES}"), ("seq", ">u8")])
 _REPEAT = np.dtype([("verdict", "u1"), ("day", ">u2")])
-_NO_CLAIM = RowFlag.TEST | RowFlag.BLOCKED
+_NO_CLAIM = RowFlag.TEST | RowFlag.BLOCKED | RowFlag.ERASED
 _VERDICTS = max(Verdict) + 1
 
 Seen = Callable[[list[bytes]], list[bytes | None]]
 
 
 def judge(flags: RowFlag, content_hash: int, first_content_hash: int | None) -> Verdict:
-    """What becomes of a row, given the content hash of its key's first row, if there is one (design, section 2)."""
+    """What becomes of a row, given the content hash of its key's first row, if there is one (design, section 2).
+
+    A row that was erased stays what it was; it counts as new where nobody knew that any more. Only who settles frames
+    again meets one.
+    """
+    if kept := flags >> ERASED_VERDICT_SHIFT:
+        return Verdict(kept)
     if RowFlag.TEST in flags:
         return Verdict.TEST
     if RowFlag.BLOCKED in flags:
         return Verdict.BLOCKED
-    if first_content_hash is None:
+    if first_content_hash is None or RowFlag.ERASED in flags:
         return Verdict.NEW
     return Verdict.DUPLICATE if first_content_hash in (content_hash, CONTENT_UNKNOWN) else Verdict.CONFLICT
 
@@ -78,7 +84,7 @@ class Judged(msgspec.Struct, frozen=True):
     new_rows: NDArray[np.intp]
     """The rows that claim their key, by key."""
     repeat_rows: NDArray[np.intp]
-    """All others, by key and then in the order of the rows."""
+    """All others, by key and then in the order of the rows; those that were erased have no key and are in neither."""
 
 
 def judge_rows(
@@ -107,6 +113,12 @@ def judge_rows(
     verdicts[claiming] = np.where(is_same, np.uint8(Verdict.DUPLICATE), np.uint8(Verdict.CONFLICT))
     new_rows = firsts[~is_seen]
     verdicts[new_rows] = Verdict.NEW
+    is_erased = (flags & np.uint8(RowFlag.ERASED)) != 0
+    if is_erased.any():
+        unknown = np.where(flags & (RowFlag.TEST | RowFlag.BLOCKED), verdicts, np.uint8(Verdict.NEW))
+        kept = flags >> np.uint8(ERASED_VERDICT_SHIFT)
+        verdicts = np.where(is_erased, np.where(kept != 0, kept, unknown), verdicts)
+        order = order[~is_erased[order]]
     return Judged(verdicts, new_rows, order[verdicts[order] != Verdict.NEW])
 
 

@@ -104,9 +104,10 @@ def trace(ledger: Ledger, source: FrameSource, names: Iterable[str], distinct_id
     hashes = {key_hash(key_prefix(name), distinct_id): name for name in names}
     destinations = ledger.books().destinations
     settled = [
-        _settled(ledger, source, destinations, name, row)
+        _settled(ledger, frame, destinations, name, row)
         for hashed, name in hashes.items()
         for row in ledger.lookup(hashed)
+        if not _is_erased(frame := _fetched(source, row.position), row.position)
     ]
     search = _Search(ledger, source)
     waiting = [row for frame in search.frames() for row in _waiting(frame, hashes)]
@@ -114,9 +115,8 @@ def trace(ledger: Ledger, source: FrameSource, names: Iterable[str], distinct_id
 
 
 def _settled(
-    ledger: Ledger, source: FrameSource, destinations: tuple[DestinationCounts, ...], name: str, row: FoundRow
+    ledger: Ledger, frame: Frame | None, destinations: tuple[DestinationCounts, ...], name: str, row: FoundRow
 ) -> TracedRow:
-    frame = _fetched(source, row.position)
     deliveries: tuple[TracedDelivery, ...] = ()
     if row.verdict is Verdict.NEW:
         group = ledger.group(group_of(row.seq))
@@ -132,6 +132,10 @@ def _settled(
         settled_at_ms=row.settled_at_ms,
         deliveries=deliveries,
     )
+
+
+def _is_erased(frame: Frame | None, position: RowPosition | None) -> bool:
+    return frame is not None and position is not None and frame.facts.is_erased(position.row_index)
 
 
 def _fetched(source: FrameSource, position: RowPosition | None) -> Frame | None:

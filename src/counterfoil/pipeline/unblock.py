@@ -81,6 +81,7 @@ class Unblocking:
             return None
         if not self._wanted.takes_time(frame.received_at_ms):
             return None
+        is_blocked = is_blocked & ~frame.facts.are_erased
         chosen: list[tuple[int, Route]] = []
         for index in np.flatnonzero(is_blocked).tolist():
             self.blocked += 1
