@@ -187,6 +187,7 @@ def make_pipeline(
 ) -> Pipeline:
     """Settle and a deliverer for each destination, on one ledger; raises LedgerUnusable."""
     queue = QueueReader(task.data_dir / "queue", RealFiles(), task.data_dir / "quarantine")
+    queue.remove_unfinished()
     for each in task.destinations:
         # Before the first group is settled: what is settled earlier is not for a destination that nobody knew.
         ledger.register_destination(each.name, from_oldest=each.start == "oldest")

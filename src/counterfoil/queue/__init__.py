@@ -190,5 +190,5 @@ class ErasingShelf(SegmentShelf, Protocol):
         ...
 
     def remove_unfinished(self) -> None:
-        """Remove what erasures left that were cut short; before the first of a life. Raises OSError."""
+        """Remove what erasures of an earlier life left that were cut short: room on the disk, and nothing else."""
         ...

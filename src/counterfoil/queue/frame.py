@@ -8,7 +8,7 @@ Little-endian; a frame begins at a multiple of 8 bytes and is padded with zeros 
     16      4      length: bytes of the frame without its padding
     20      2      format version, 1
     22      1      kind, 1: rows
-    23      1      frame flags; bit 0: the rows are compressed with zstd
+    23      1      frame flags; bit 0: the rows are compressed with zstd; bit 1: with the dictionary DICTIONARY
     24      8      flushed: the offset up to which this file was flushed when this frame was written
     32      4      segment: the number of the segment it was written to
     36      4      row count, n
@@ -26,8 +26,9 @@ Little-endian; a frame begins at a multiple of 8 bytes and is padded with zeros 
                    rows: canonical JSON, one a line, no line end after the last
 
 A row that was erased has the flag `RowFlag.ERASED`, in the bits above it the verdict it had, hashes of zeros, and no
-content: spaces, or nothing where the rows are compressed. The frame takes as many bytes as before, so compressed rows
-are followed by a skippable frame of zstd; what shares the frame stays as it was.
+content: spaces, or nothing where the rows are compressed. What shares the frame stays as it was, and so does the place
+of the next one: where compressed rows need less room than before a skippable frame of zstd follows them, and where they
+would need more (others pointed to what was erased) they are compressed with a dictionary.
 
 Invariants:
     F1. A frame whose checksum holds was written whole, to this directory, this segment and this offset.
@@ -70,11 +71,14 @@ ROWS_A_FRAME_MAX = 65_535
 
 KIND_ROWS = 1
 FLAG_COMPRESSED = 1
+FLAG_DICTIONARY = 2
+DICTIONARY = b'{"event":"","distinctId":"","userId":"","eventProperties":{"'
+"""What rows begin with. Frames on disk hang on it, so it never changes."""
 
+_ZSTD_DICTIONARY = zstandard.ZstdCompressionDict(DICTIONARY, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
 _SKIPPABLE = struct.Struct("<II")
 _SKIPPABLE_MARK = 0x184D2A50
 """RFC 8878, section 3.1.2: a frame that a decoder of zstd passes over."""
-_LEVELS = (3, 12, 22)
 
 # The columns of one row: key hash, content hash, row end, destination set, flags, each padded to 8.
 _ONE_ROW = struct.Struct("<16s8sI4xH6xB7x")
@@ -83,6 +87,7 @@ _AFTER_CHECKSUM = struct.Struct("<IHBBQIIQq16sII")
 HEADER_BYTES = _HEADER.size
 _LENGTH = struct.Struct("<I")
 _LENGTH_AT = 16
+_FLAGS_AT = 23
 _ROWS_BYTES_AT = 76
 
 _U1, _U2, _U4, _U8 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8")
@@ -274,7 +279,7 @@ def parse_frame(buffer: bytes | memoryview, start: int, position: FramePosition)
     origin = _decode_origin(frame[HEADER_BYTES : HEADER_BYTES + origin_bytes])
     rows = bytes(frame[rows_at:])
     if flags & FLAG_COMPRESSED:
-        rows = zstandard.ZstdDecompressor().decompress(rows, max_output_size=rows_bytes)
+        rows = _decompressed(rows, flags, rows_bytes)
     return Frame(
         position=position,
         frame_bytes=length + 7 & -8,
@@ -306,7 +311,7 @@ def stored_rows(buffer: bytes | memoryview, start: int, position: FramePosition)
     if not flags & FLAG_COMPRESSED:
         return _aligned(length), None
     stored = view[_rows_at(origin_bytes, row_count) : length]
-    return _aligned(length), zstandard.ZstdDecompressor().decompress(stored, max_output_size=rows_bytes)
+    return _aligned(length), _decompressed(stored, flags, rows_bytes)
 
 
 def erase_rows(buffer: bytes, position: FramePosition, verdicts: Mapping[int, Verdict | None]) -> bytes:
@@ -330,7 +335,7 @@ def erase_rows(buffer: bytes, position: FramePosition, verdicts: Mapping[int, Ve
         ends_at = HEADER_BYTES + _aligned(origin_bytes) + (KEY_HASH_BYTES + CONTENT_HASH_BYTES) * facts.row_count
         erased[ends_at : ends_at + 4 * facts.row_count] = ends.tobytes()
         rows_bytes = ends[-1]
-        stored = _fitted(b"\n".join(rows), len(erased) - rows_at)
+        stored, flags = _fitted(b"\n".join(rows), len(erased) - rows_at)
     else:
         text = bytearray(frame.rows)
         for index in verdicts:
@@ -341,26 +346,32 @@ def erase_rows(buffer: bytes, position: FramePosition, verdicts: Mapping[int, Ve
     erased[rows_at:] = stored + bytes(len(erased) - length)
     _LENGTH.pack_into(erased, _LENGTH_AT, length)
     _LENGTH.pack_into(erased, _ROWS_BYTES_AT, rows_bytes)
+    erased[_FLAGS_AT] = flags
     checksum = xxhash.xxh3_64(erased[:8], seed=_seed(position.directory))
     checksum.update(memoryview(erased)[16:length])
     erased[8:16] = checksum.intdigest().to_bytes(8, "little")
     return bytes(erased)
 
 
-def _fitted(rows: bytes, room: int) -> bytes:
-    """Rows compressed into `room` bytes, less at most those of a frame's padding.
-
-    With rows taken out they need less, but for a few bytes by chance where they are short: a level on which zstd looks
-    harder makes up for that.
-    """
-    for level in _LEVELS:
-        stored = zstandard.ZstdCompressor(level=level).compress(rows)
+def _fitted(rows: bytes, room: int) -> tuple[bytes, int]:
+    """Rows compressed into `room` bytes, less at most those of a frame's padding, and the flags of their frame."""
+    for compressor, flags in (
+        (zstandard.ZstdCompressor(), FLAG_COMPRESSED),
+        (zstandard.ZstdCompressor(level=12), FLAG_COMPRESSED),
+        (zstandard.ZstdCompressor(level=12, dict_data=_ZSTD_DICTIONARY), FLAG_COMPRESSED | FLAG_DICTIONARY),
+    ):
+        stored = compressor.compress(rows)
         gap = room - len(stored)
         if gap >= _SKIPPABLE.size:
-            return stored + _SKIPPABLE.pack(_SKIPPABLE_MARK, gap - _SKIPPABLE.size) + bytes(gap - _SKIPPABLE.size)
+            return stored + _SKIPPABLE.pack(_SKIPPABLE_MARK, gap - _SKIPPABLE.size).ljust(gap, b"\0"), flags
         if gap >= 0:
-            return stored
-    raise AssertionError("fewer rows take more room")
+            return stored, flags
+    raise AssertionError("a part of the rows takes more room than all of them")
+
+
+def _decompressed(stored: bytes | memoryview, flags: int, rows_bytes: int) -> bytes:
+    dictionary = _ZSTD_DICTIONARY if flags & FLAG_DICTIONARY else None
+    return zstandard.ZstdDecompressor(dict_data=dictionary).decompress(stored, max_output_size=rows_bytes)
 
 
 _CheckedFields = tuple[int, int, int, int, bytes, int, int]

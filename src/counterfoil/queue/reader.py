@@ -171,7 +171,10 @@ class QueueReader:
         """`ErasingShelf.remove_unfinished`."""
         with self._erasing:
             for number in writer_numbers(self._root):
-                remove_unfinished(self._root / str(number), self._files)
+                try:
+                    remove_unfinished(self._root / str(number), self._files)
+                except OSError as error:
+                    log.error("queue.unfinished_not_removed", directory=number, errno=error.errno)
 
     def _put_in_place(self, written: Path, segment: SegmentFile) -> bool:
         """Whether the segment was still there to be replaced."""
