@@ -2,7 +2,8 @@
 
 What is counted: the rows of the queue's frames, the verdicts of the ledger's groups, the ledger's records of
 deliveries, and the rows that a destination holds. What it is compared with: the ledger's counters. The ledger is read
-at one moment and frames never change, so it works while the server runs.
+at one moment, and of a frame nothing changes but the content of a row that is erased, so it works while the server
+runs.
 
 Groups that retention removed are counted by the balances that were carried forward when they went; what destinations
 hold of their rows is not asked.

@@ -13,7 +13,7 @@ machine (`writer.SegmentWriter`, `reader.QueueReader`); a Kafka cluster fits beh
 
 What it promises, each with tests of its name in tests/queue/:
 
-    I1. A number never repeats: what a position names stays the same bytes for good, or is said to be gone.
+    I1. A number never repeats: what a position names stays the same for good, or is said to be erased or gone.
     I2. A frame is acknowledged only after the flush that covers its last byte, and its publication.
     I3. Nothing past the published offset is read; past the length that the next header names, nothing ever is.
     I4. After a failed flush the file is never written again: its frames fail and a fresh segment begins.
