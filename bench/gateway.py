@@ -47,6 +47,7 @@ class Load(msgspec.Struct, frozen=True):
     connections: int = CONNECTIONS
     delay_ms: float = 0.0
     row_bytes: int = 0
+    first_id: int = 0
 
 
 TRACK = Load("/api/v1/track", 0, 20_000, connections=256)
@@ -240,6 +241,7 @@ def wrk(port: int, load: Load, seconds: int, cores: Collection[int]) -> list[int
         "BENCH_NOW_MS": str(int(time.time() * 1000)),
         "BENCH_ROWS": str(load.row_count),
         "BENCH_BODIES": str(load.body_count),
+        "BENCH_FIRST_ID": str(load.first_id),
         "BENCH_ROW_BYTES": str(load.row_bytes),
         "BENCH_DELAY_MS": str(round(load.delay_ms)),
     }

@@ -1,6 +1,7 @@
 -- What wrk sends: bodies that were made beforehand, each with distinctIds of its own, one after the other.
 -- Read from the environment: BENCH_PATH, BENCH_TOKEN, BENCH_NOW_MS, BENCH_ROWS (0: the row is the body, as for /track),
--- BENCH_BODIES (how many different ones), BENCH_ROW_BYTES (filling a row), BENCH_DELAY_MS (mean pause of a connection).
+-- BENCH_BODIES (how many different ones), BENCH_FIRST_ID (of their rows, less one), BENCH_ROW_BYTES (filling a row),
+-- BENCH_DELAY_MS (mean pause of a connection).
 
 local path = os.getenv("BENCH_PATH")
 local rows = tonumber(os.getenv("BENCH_ROWS"))
@@ -27,7 +28,7 @@ local function row(i)
 end
 
 function init(args)
-  local id = 0
+  local id = tonumber(os.getenv("BENCH_FIRST_ID"))
   for body = 1, body_count do
     local made = {}
     for place = 1, math.max(rows, 1) do
