@@ -6,9 +6,9 @@ import re
 import time
 from typing import Any
 
-import httpx
 import msgspec
 
+from counterfoil.backfill.connections import Connections
 from counterfoil.backfill.mapping import Mapping
 from counterfoil.backfill.reading import Format, Records, find_inputs, read_records
 from counterfoil.backfill.rows import RowMaker, row_maker
@@ -96,8 +96,8 @@ def dry_run(
 
 async def server_limits(to: str) -> Limits:
     """The limits of the server at a base URL; the contract's defaults where it does not answer."""
-    async with httpx.AsyncClient(timeout=10.0) as client:
-        return await fetch_limits(client, to)
+    async with Connections(to, 1) as connections:
+        return await fetch_limits(connections)
 
 
 def _judge(

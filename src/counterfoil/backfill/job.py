@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
 import msgspec
 
 from counterfoil.backfill.batches import Batch, Batcher
+from counterfoil.backfill.connections import Connections
 from counterfoil.backfill.errors import BackfillError
 from counterfoil.backfill.journal import (
     JOURNAL_VERSION,
@@ -37,7 +37,6 @@ BATCH_BYTES_MAX = 4 * 1024 * 1024
 IN_FLIGHT_MAX = 8
 FLUSH_SECONDS = 0.2
 PATIENCE_SECONDS = 900.0
-TIMEOUT_SECONDS = 60.0
 JOURNAL_SUFFIX = ".backfill"
 
 
@@ -185,6 +184,7 @@ class _Run:
             self._mapping.model_dump_json().encode() if self._mapping is not None else b""
         ).hexdigest()
         facts = JobFacts(JOURNAL_VERSION, self._to, mapping_hash, tuple(facts_of(one) for one in self._inputs))
+        connections = Connections(self._to, in_flight_max)
         with ExitStack() as stack:
             self._journal = Journal.open(self._job, facts, self._files)
             stack.callback(self._journal.close)
@@ -195,10 +195,9 @@ class _Run:
             ]
             for rejected in self._rejected:
                 stack.callback(rejected.close)
-            transport_limits = httpx.Limits(max_connections=in_flight_max, max_keepalive_connections=in_flight_max)
-            async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, limits=transport_limits) as client:
-                limits = await fetch_limits(client, self._to)
-                self._sender = BatchSender(client, self._to, self._token, Window(in_flight_max), patience_seconds)
+            async with connections:
+                limits = await fetch_limits(connections)
+                self._sender = BatchSender(connections, self._to, self._token, Window(in_flight_max), patience_seconds)
                 try:
                     await self._send_all(limits, min(batch_rows, limits.rows_max), in_flight_max)
                 except BackfillError as error:

@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import random
 
-import httpx
 import msgspec
 
 from counterfoil.backfill.batches import Rows
+from counterfoil.backfill.connections import Connections, Response
 from counterfoil.backfill.errors import BackfillError
 from counterfoil.backfill.rejected import INVALID_EVENT, Rejection
 from counterfoil.contract.limits import Limits
@@ -88,10 +88,9 @@ class Window:
 class BatchSender:
     """Sends batches to one server until each of their rows is accepted or rejected."""
 
-    def __init__(self, client: httpx.AsyncClient, to: str, token: str, window: Window, patience_seconds: float) -> None:
-        self._client = client
+    def __init__(self, connections: Connections, to: str, token: str, window: Window, patience_seconds: float) -> None:
+        self._connections = connections
         self._to = to
-        self._url = to.rstrip("/") + "/batch"
         self._head = b'{"token":' + msgspec.json.encode(token) + b',"events":['
         self._window = window
         self._patience_seconds = patience_seconds
@@ -114,14 +113,14 @@ class BatchSender:
         attempt = 0
         while rows:
             answer = await self._post(rows)
-            if answer is not None and answer.status_code in _SMALLER:
+            if answer is not None and answer.status in _SMALLER:
                 await self._send_smaller(rows, answer, sent)
                 return
             failed = rows
-            if answer is not None and answer.status_code in (200, 207, 500):
+            if answer is not None and answer.status in (200, 207, 500):
                 failed = self._take(rows, answer, sent)
-            elif answer is not None and not _may_help(answer.status_code):
-                raise BackfillError(f"{self._to} answered {answer.status_code}: {_why(answer.status_code)}")
+            elif answer is not None and not _may_help(answer.status):
+                raise BackfillError(f"{self._to} answered {answer.status}: {_why(answer.status)}")
             if len(failed) < len(rows):
                 attempt = 0
                 self._last_success = asyncio.get_running_loop().time()
@@ -133,7 +132,7 @@ class BatchSender:
             else:
                 self._window.went_well()
 
-    async def _send_smaller(self, rows: Rows, answer: httpx.Response, sent: Sent) -> None:
+    async def _send_smaller(self, rows: Rows, answer: Response, sent: Sent) -> None:
         if len(rows) == 1:
             sent.rejections.append(rows.rejection(0, _error_of(answer)))
             return
@@ -141,25 +140,19 @@ class BatchSender:
         await self._send(rows.at(range(middle)), sent)
         await self._send(rows.at(range(middle, len(rows))), sent)
 
-    async def _post(self, rows: Rows) -> httpx.Response | None:
-        body = self._head + b",".join(rows.bodies) + b"]}"
-        try:
-            return await self._client.post(self._url, content=body, headers={"content-type": "application/json"})
-        except httpx.TransportError:
-            return None
+    async def _post(self, rows: Rows) -> Response | None:
+        return await self._connections.request("POST", "/batch", self._head + b",".join(rows.bodies) + b"]}")
 
-    def _take(self, rows: Rows, answer: httpx.Response, sent: Sent) -> Rows:
+    def _take(self, rows: Rows, answer: Response, sent: Sent) -> Rows:
         """Book the rows that have their answer; those that must be sent again are returned."""
-        if (len(rows), answer.content) == self._all_accepted:
+        if (len(rows), answer.body) == self._all_accepted:
             sent.accepted += len(rows)
             return _NO_ROWS
         read = _read(answer)
         if read is None or read.results is None:
-            if answer.status_code == 500:
+            if answer.status == 500:
                 return rows
-            raise BackfillError(
-                f"{self._to} answered {answer.status_code} without results: is it a server of this API?"
-            )
+            raise BackfillError(f"{self._to} answered {answer.status} without results: is it a server of this API?")
         if [result.index for result in read.results] != list(range(len(rows))):
             raise BackfillError(f"{self._to} answered for other rows than were sent: is it a server of this API?")
         failed = []
@@ -174,17 +167,17 @@ class BatchSender:
                 failed.append(place)
         sent.accepted += len(rows) - refused - len(failed)
         if not refused and not failed:
-            self._all_accepted = len(rows), answer.content
+            self._all_accepted = len(rows), answer.body
         return rows.at(failed)
 
-    async def _wait(self, attempt: int, answer: httpx.Response | None) -> None:
+    async def _wait(self, attempt: int, answer: Response | None) -> None:
         self._window.went_badly()
         self.retries += 1
         loop = asyncio.get_running_loop()
         if self._last_success is None:
             self._last_success = loop.time()
         if loop.time() - self._last_success > self._patience_seconds:
-            status = "no answer" if answer is None else f"status {answer.status_code}"
+            status = "no answer" if answer is None else f"status {answer.status}"
             raise BackfillError(
                 f"{self._to}: {status} for {self._patience_seconds:.0f} s; go on later with the same command"
             )
@@ -192,12 +185,12 @@ class BatchSender:
         await asyncio.sleep(_retry_after(answer) or backoff * random.uniform(0.5, 1.0))  # noqa: S311
 
 
-async def fetch_limits(client: httpx.AsyncClient, to: str) -> Limits:
+async def fetch_limits(connections: Connections) -> Limits:
     """The server's limits; the contract's defaults where it does not say (contract.md section 6)."""
+    answer = await connections.request("GET", "/limits")
     try:
-        answer = await client.get(to.rstrip("/") + "/limits")
-        offered = answer.json() if answer.status_code == 200 else {}
-    except (httpx.TransportError, ValueError):
+        offered = msgspec.json.decode(answer.body) if answer is not None and answer.status == 200 else {}
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return Limits()
     if not isinstance(offered, dict):
         return Limits()
@@ -212,24 +205,25 @@ def _why(status: int) -> str:
     return _STOPPED.get(status, "not an answer of this API")
 
 
-def _retry_after(answer: httpx.Response | None) -> float | None:
-    text = "" if answer is None else answer.headers.get("retry-after", "")
+def _retry_after(answer: Response | None) -> float | None:
     try:
-        return min(max(float(text), BACKOFF_SECONDS_MIN), RETRY_AFTER_SECONDS_MAX)
+        return min(
+            max(float(answer.retry_after if answer is not None else ""), BACKOFF_SECONDS_MIN), RETRY_AFTER_SECONDS_MAX
+        )
     except ValueError:
         return None
 
 
-def _read(answer: httpx.Response) -> _Answer | None:
+def _read(answer: Response) -> _Answer | None:
     try:
-        return _DECODER.decode(answer.content)
+        return _DECODER.decode(answer.body)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 
-def _error_of(answer: httpx.Response) -> str:
+def _error_of(answer: Response) -> str:
     read = _read(answer)
-    return (read.error if read is not None else None) or f"the server answered {answer.status_code}"
+    return (read.error if read is not None else None) or f"the server answered {answer.status}"
 
 
 _NO_ROWS = Rows((), [], [])
