@@ -27,6 +27,7 @@ from counterfoil.queue.frame import (
     parse_frame,
     seal_frame,
     sealed_bytes,
+    whole_frames,
 )
 from tests.queue.drafts import draft
 
@@ -188,6 +189,34 @@ def test_a_length_is_known_from_the_prefix() -> None:
             frame_length(prefix)
 
 
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.integers(0, 10_000), st.integers(1, 255), st.booleans())
+def test_frames_are_walked_as_they_are_parsed(row_counts: list[int], at: int, mask: int, is_cut: bool) -> None:
+    """A walk over many frames takes exactly those that are read one by one, up to the first that is damaged."""
+    compressor = zstandard.ZstdCompressor()
+    position, written, starts = HERE, b"", []
+    for place, row_count in enumerate(row_counts):
+        one = draft(f"{place}", row_count, compressor=compressor if row_count == 4 else None)
+        starts.append((len(written), row_count == 4))
+        written += sealed(one, position)
+        position = HERE._replace(offset=HERE.offset + len(written))
+    assert whole_frames(written, HERE) == (starts, len(written))
+    damaged = bytearray(written)
+    if is_cut:
+        del damaged[at % len(written) :]
+    else:
+        damaged[at % len(written)] ^= mask
+    found, end = whole_frames(bytes(damaged), HERE)
+    parsed, start = [], 0
+    while start < len(damaged):
+        try:
+            frame = parse_frame(bytes(damaged), start, HERE._replace(offset=HERE.offset + start))
+        except FrameDamaged:
+            break
+        parsed.append(start)
+        start += frame.frame_bytes
+    assert ([first for first, _ in found], end) == (parsed, start)
+
+
 def test_a_newer_frame_is_told() -> None:
     """A frame of a later format version is never read as if it were of this one."""
     written = bytearray(sealed(draft("newer")))
@@ -198,3 +227,4 @@ def test_a_newer_frame_is_told() -> None:
     written[8:16] = checksum.intdigest().to_bytes(8, "little")
     with pytest.raises(FrameDamaged, match="unknown format version"):
         parse_frame(bytes(written), 0, HERE)
+    assert whole_frames(bytes(written), HERE) == ([], 0)

@@ -30,7 +30,7 @@ from counterfoil.errors import FrameDamaged
 from counterfoil.files import Files
 from counterfoil.positions import FRAME_ALIGNMENT, FramePosition
 from counterfoil.queue import ErasedRows
-from counterfoil.queue.frame import Frame, erase_rows, parse_frame, stored_rows
+from counterfoil.queue.frame import Frame, erase_rows, parse_frame, whole_frames
 from counterfoil.queue.segment import SEGMENT_HEADER_BYTES, SegmentFile
 
 ERASING_SUFFIX = ".erasing"
@@ -124,23 +124,16 @@ def remove_unfinished(directory: Path, files: Files) -> None:
 
 def _look_through(buffer: bytes, start: FramePosition, subject: Subject) -> tuple[int, list[Frame]]:
     """The bytes of the whole frames that `buffer` begins with, and those of them that may hold rows of a subject."""
-    at = 0
-    plain: list[tuple[int, int]] = []
-    candidates: list[int] = []
-    while at < len(buffer):
-        try:
-            frame_bytes, rows = stored_rows(buffer, at, start._replace(offset=start.offset + at))
-        except FrameDamaged:
-            break
-        if rows is None:
-            plain.append((at, at + frame_bytes))
-        elif subject.may_be_in(rows):
-            candidates.append(at)
-        at += frame_bytes
-    # One look at all of them: almost always it is no.
-    if plain and subject.may_be_in(buffer):
-        candidates += [first for first, end in plain if subject.may_be_in(buffer[first:end])]
-    return at, [parse_frame(buffer, first, start._replace(offset=start.offset + first)) for first in sorted(candidates)]
+    found, end = whole_frames(buffer, start)
+    # One look at all that are not compressed: almost always it is no.
+    may_be_plain = subject.may_be_in(buffer)
+    candidates: list[Frame] = []
+    for at, is_compressed in found:
+        if is_compressed or may_be_plain:
+            frame = parse_frame(buffer, at, start._replace(offset=start.offset + at))
+            if subject.may_be_in(frame.rows):
+                candidates.append(frame)
+    return end, candidates
 
 
 def _parts_without(
@@ -152,7 +145,9 @@ def _parts_without(
         frame = segment.frame_at(offset, limit)
         position = frame.position
         verdicts = {index: verdict_of(position, index) for index in indexes_of(frame, subject)}
-        erased = erase_rows(segment.read_strictly(offset, frame.frame_bytes), position, verdicts)
+        # A disk may have lost the last padding.
+        buffer = segment.read_strictly(offset, min(frame.frame_bytes, limit - offset))
+        erased = erase_rows(buffer.ljust(frame.frame_bytes, b"\0"), position, verdicts)
         # What can't be undone is looked at once more.
         parse_frame(erased, 0, position)
         yield erased

@@ -26,7 +26,8 @@ Little-endian; a frame begins at a multiple of 8 bytes and is padded with zeros 
                    rows: canonical JSON, one a line, no line end after the last
 
 A row that was erased has the flag `RowFlag.ERASED`, in the bits above it the verdict it had, hashes of zeros, and no
-content: spaces, or nothing where the rows are compressed. What shares the frame stays as it was, and so does the place
+content: spaces, or nothing where the rows are compressed. Where no row of a frame is left its request id is zeros too,
+which the only row of a request may have as its distinctId. What shares the frame stays as it was, and so does the place
 of the next one: where compressed rows need less room than before a skippable frame of zstd follows them, and where they
 would need more (others pointed to what was erased) they are compressed with a dictionary.
 
@@ -85,9 +86,11 @@ _ONE_ROW = struct.Struct("<16s8sI4xH6xB7x")
 _HEADER = struct.Struct("<8sQIHBBQIIQq16sII")
 _AFTER_CHECKSUM = struct.Struct("<IHBBQIIQq16sII")
 HEADER_BYTES = _HEADER.size
+_WALKED = struct.Struct("<8sQIHBB8xI4xQ")
 _LENGTH = struct.Struct("<I")
 _LENGTH_AT = 16
 _FLAGS_AT = 23
+_REQUEST_ID_AT = 56
 _ROWS_BYTES_AT = 76
 
 _U1, _U2, _U4, _U8 = np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4"), np.dtype("<u8")
@@ -300,18 +303,29 @@ def parse_frame(buffer: bytes | memoryview, start: int, position: FramePosition)
     )
 
 
-def stored_rows(buffer: bytes | memoryview, start: int, position: FramePosition) -> tuple[int, bytes | None]:
-    """How many bytes of the segment the frame takes that begins at `start`, and its rows where they are compressed.
+def whole_frames(buffer: bytes, start: FramePosition) -> tuple[list[tuple[int, bool]], int]:
+    """Where in a buffer that was read from `start` whole frames begin, one after the other; and where the last ends.
 
-    None: they stand in the buffer as they are. For who looks for something in many frames at once. Raises FrameDamaged
-    as `parse_frame` does.
+    With each stands whether its rows are compressed. Says what `parse_frame` would, in a third of the time, for who
+    looks for something in all of them.
     """
-    view = memoryview(buffer)[start:]
-    length, (flags, _, row_count, _, _, origin_bytes, rows_bytes) = _checked_header(view, position)
-    if not flags & FLAG_COMPRESSED:
-        return _aligned(length), None
-    stored = view[_rows_at(origin_bytes, row_count) : length]
-    return _aligned(length), _decompressed(stored, flags, rows_bytes)
+    view, size = memoryview(buffer), len(buffer)
+    unpack, seeded = _WALKED.unpack_from, xxhash.xxh3_64(FRAME_MARK, seed=_seed(start.directory)).copy
+    segment, base, expected = start.segment, start.offset, (FRAME_VERSION, KIND_ROWS)
+    found: list[tuple[int, bool]] = []
+    at = 0
+    while at + HEADER_BYTES <= size:
+        mark, checksum, length, version, kind, flags, number, offset = unpack(view, at)
+        end = at + length
+        if mark != FRAME_MARK or end > size or not HEADER_BYTES <= length <= FRAME_BYTES_MAX:
+            break
+        digest = seeded()
+        digest.update(view[at + 16 : end])
+        if digest.intdigest() != checksum or (number, offset) != (segment, base + at) or (version, kind) != expected:
+            break
+        found.append((at, flags & FLAG_COMPRESSED > 0))
+        at = end + 7 & -8
+    return found, at
 
 
 def erase_rows(buffer: bytes, position: FramePosition, verdicts: Mapping[int, Verdict | None]) -> bytes:
@@ -327,6 +341,8 @@ def erase_rows(buffer: bytes, position: FramePosition, verdicts: Mapping[int, Ve
         facts.key_hashes[index] = 0
         facts.content_hashes[index] = 0
         facts.flags[index] |= RowFlag.ERASED | (verdict or 0) << ERASED_VERDICT_SHIFT
+    if facts.are_erased.all():
+        erased[_REQUEST_ID_AT : _REQUEST_ID_AT + 16] = bytes(16)
     _, (flags, *_, origin_bytes, rows_bytes) = _checked_header(memoryview(buffer), position)
     rows_at = _rows_at(origin_bytes, facts.row_count)
     if flags & FLAG_COMPRESSED:
