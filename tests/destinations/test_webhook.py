@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from counterfoil.contract.subject import Subject
 from counterfoil.destinations.halving import take_by_halves
 from counterfoil.destinations.interface import Delivery, Receipt, RefusedRow
 from counterfoil.destinations.settings import WebhookSettings
@@ -185,6 +186,74 @@ def test_the_same_rows_have_the_same_message_id(receiver: Receiver, hook: Webhoo
     hook.deliver(delivery(2, 1))
     first, again, other = (request.headers["webhook-id"] for request in receiver.received)
     assert first == again != other
+
+
+SUBJECT = Subject(distinct_id="order-65537", source="website")
+
+
+@pytest.mark.parametrize(
+    ("subject", "named"),
+    [
+        (SUBJECT, {"source": "website", "distinctId": "order-65537"}),
+        (Subject(user_id="ü\0"), {"source": None, "userId": "ü\0"}),
+    ],
+)
+def test_a_receiver_is_told_whose_rows_are_to_be_erased(
+    receiver: Receiver, hook: WebhookDestination, subject: Subject, named: dict[str, str | None]
+) -> None:
+    """One message, signed like the others, with the id that is meant and the source, null for every one."""
+    assert hook.seqs_of(subject) is None
+    assert hook.erase(subject) is None
+    (request,) = receiver.received
+    assert json.loads(request.body) == {"type": "erasure", "ledger": str(LEDGER), "destination": "crm", **named}
+    signed = b".".join(
+        (request.headers["webhook-id"].encode(), request.headers["webhook-timestamp"].encode(), request.body)
+    )
+    expected = base64.b64encode(hmac.new(KEY, signed, hashlib.sha256).digest()).decode()
+    assert request.headers["webhook-signature"] == f"v1,{expected}"
+
+
+def test_an_erasure_is_told_again_until_it_is_taken(receiver: Receiver, hook: WebhookDestination) -> None:
+    """Down by no answer or 5xx, refused by any other, it comes again under the same id; a later one has another."""
+    replies = iter([Reply(503, {"retry-after": "7"}), Reply(cut=True), Reply(422), Reply(404)])
+    receiver.answer = lambda _: next(replies, Reply())
+    with pytest.raises(DestinationDown) as caught:
+        hook.erase(SUBJECT)
+    assert caught.value.retry_after_s == 7
+    with pytest.raises(DestinationDown):
+        hook.erase(SUBJECT)
+    for status in (422, 404):
+        hook.close()
+        hook.open()
+        with pytest.raises(DestinationRefused, match=f"^http_{status}: "):
+            hook.erase(SUBJECT)
+    hook.erase(SUBJECT)
+    hook.erase(Subject(distinct_id="another"))
+    ids = [request.headers["webhook-id"] for request in receiver.received]
+    assert len(set(ids[:5])) == 1
+    assert ids[5] != ids[4]
+
+
+def test_rows_erased_after_a_failure_are_missed_by_nobody(receiver: Receiver, hook: WebhookDestination) -> None:
+    """What was taken before a failure is not sent again, and no row is left out, when some of them come no more."""
+    refused = 65_536 + 3
+
+    def answer(request: Received) -> Reply:
+        if any(each["seq"] == refused for each in request.rows):
+            return Reply(422)
+        return Reply(503) if any(each["seq"] == 65_536 + 12 for each in request.rows) and not healed else Reply()
+
+    healed: list[bool] = []
+    receiver.answer = answer
+    rows = delivery(1, 20).rows
+    with pytest.raises(DestinationDown):
+        hook.deliver(Delivery(1, 1, rows))
+    healed.append(True)
+    # Of those that were taken, that was refused, and that were still to come.
+    erased = {65_536 + 1, refused, 65_536 + 15}
+    rest = [each for each in rows if each.seq not in erased]
+    assert hook.deliver(Delivery(1, 1, rest)) == Receipt(1, 1, 17, "")
+    assert sorted(receiver.taken) == [each.seq for each in rows if each.seq not in {refused, 65_536 + 15}]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,11 @@ A request's body, with one entry of `rows` a row (the fields that a row lacks ar
                "time": 1500000000000, "eventProperties": {…}, "userProperties": {…}, "defaultProperties": {…},
                "identityContext": {…}, "extra": {…}}]}
 
+A person whose rows are to be erased is told in a request of its own, with the one of `distinctId` and `userId` that is
+meant, and `source` null where the rows of every source are:
+
+    {"type": "erasure", "ledger": "<uuid>", "destination": "<name>", "source": "website", "distinctId": "…"}
+
 Headers: `webhook-id`, `webhook-timestamp`, `webhook-signature` (`v1,` and the base64 HMAC-SHA256 of id, timestamp and
 body with dots between). A row's `id` never changes, not when it is sent again under another `seq`, so a receiver that
 remembers it makes "at least once" into once; `webhook-id` names the request by its rows, and is the same when the same
@@ -18,6 +23,8 @@ rows are sent again after a failure.
     400, 409, 413, 422                  a row in it is refused: found by halving, a dead letter `http_<status>`
     408, 425, 429, 5xx, no answer       try again, after `Retry-After` where it says so; the first try has one row
     anything else                       somebody must act: a wrong address, a secret that is not accepted
+
+An erasure is done when it is answered with 2xx; one that is refused is told again until it is.
 """
 
 from __future__ import annotations
@@ -26,13 +33,16 @@ import base64
 import hashlib
 import hmac
 import ssl
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
+from operator import attrgetter
 from uuid import UUID
 
 import httpx
 import msgspec
 
+from counterfoil.contract.subject import Subject
 from counterfoil.destinations.halving import take_by_halves
 from counterfoil.destinations.interface import DeliveredRow, Delivery, HeldRows, Receipt, RefusedRow
 from counterfoil.destinations.settings import WebhookSettings
@@ -74,6 +84,17 @@ class Posting(msgspec.Struct, frozen=True):
     rows: list[PostedRow]
 
 
+class Erasure(msgspec.Struct, frozen=True, rename="camel"):
+    """The body of a request that tells whose rows are to be erased."""
+
+    type: str
+    ledger: str
+    destination: str
+    source: str | None
+    distinct_id: str | msgspec.UnsetType = msgspec.UNSET
+    user_id: str | msgspec.UnsetType = msgspec.UNSET
+
+
 class WebhookDestination:
     """A `Destination` that posts rows to an HTTP receiver; see the module's docstring for what it sends."""
 
@@ -89,6 +110,7 @@ class WebhookDestination:
         self._encoder = msgspec.json.Encoder()
         self._is_probing = False
         self._progress = _Progress(0)
+        self._telling: tuple[Subject, str] | None = None
 
     def open(self) -> Receipt | None:
         """See `Destination.open`: nothing is sent, and nothing is known of what the receiver holds."""
@@ -106,12 +128,14 @@ class WebhookDestination:
         if self._progress.first_group != delivery.first_group:
             self._progress = _Progress(delivery.first_group)
         progress = self._progress
-        while progress.row_count < len(delivery.rows):
+        done = bisect_right(delivery.rows, progress.last_seq, key=attrgetter("seq"))
+        while done < len(delivery.rows):
             row_count = 1 if self._is_probing else self._settings.request_rows
-            rows = delivery.rows[progress.row_count : progress.row_count + row_count]
+            rows = delivery.rows[done : done + row_count]
+            done += len(rows)
             progress.add(rows, take_by_halves(rows, self._take))
             reach("webhook.after_request")
-        dead, self._progress = progress.split(len(delivery.rows), delivery.last_group + 1)
+        dead, self._progress = progress.split(delivery)
         return Receipt(delivery.first_group, delivery.last_group, len(delivery.rows) - len(dead), "", dead)
 
     def tend(self) -> bool:
@@ -143,18 +167,54 @@ class WebhookDestination:
         """Nothing: a receiver can't be asked."""
         return None
 
+    def seqs_of(self, subject: Subject) -> Sequence[int] | None:
+        """Nothing: a receiver can't be asked."""
+        return None
+
+    def erase(self, subject: Subject) -> int | None:
+        """See `Destination.erase`: the receiver is told, and has taken it when it answers 2xx."""
+        if self._telling is None or self._telling[0] != subject:
+            self._telling = (subject, self._erasure_id(subject))
+        reason = self._post(self._encoder.encode(self._erasure(subject)), self._telling[1])
+        if reason is not None:
+            raise DestinationRefused(
+                f"{reason}: the receiver does not take the message of an erasure: see it, and the page on destinations"
+            )
+        self._telling = None
+        reach("webhook.erasure_told")
+        return None
+
     def _take(self, rows: Sequence[DeliveredRow]) -> str | None:
-        client = self._client
-        assert client is not None, "deliver before open"
         body = self._encoder.encode(
             Posting("rows", str(self._ledger_id), self.name, [posted_row(row, self._ledger_id) for row in rows])
         )
+        return self._post(body, _message_id(self._ledger_id, rows))
+
+    def _post(self, body: bytes, message_id: str) -> str | None:
+        """Have a message taken; the reason when it is refused for what it holds."""
+        client = self._client
+        assert client is not None, "open comes first"
         try:
-            answer = client.post(self._settings.url, content=body, headers=self._headers(rows, body))
+            answer = client.post(self._settings.url, content=body, headers=self._headers(message_id, body))
         except httpx.TransportError as error:
             self._is_probing = True
             raise _told(error) from None
         return self._judge(answer)
+
+    def _erasure(self, subject: Subject) -> Erasure:
+        return Erasure(
+            "erasure",
+            str(self._ledger_id),
+            self.name,
+            subject.source,
+            msgspec.UNSET if subject.distinct_id is None else subject.distinct_id,
+            msgspec.UNSET if subject.user_id is None else subject.user_id,
+        )
+
+    def _erasure_id(self, subject: Subject) -> str:
+        """Another one each time a subject is erased, because rows may have come since; says nothing of whose."""
+        told = self._encoder.encode((self._clock_ms(), self._erasure(subject)))
+        return f"msg_{hmac.digest(self._key, told, 'sha256').hex()[:32]}"
 
     def _judge(self, answer: httpx.Response) -> str | None:
         status = answer.status_code
@@ -167,8 +227,7 @@ class WebhookDestination:
             raise DestinationDown(f"http_{status}", self._retry_after_s(answer))
         raise DestinationRefused(f"http_{status}: see the url and the secret of this destination, and the receiver")
 
-    def _headers(self, rows: Sequence[DeliveredRow], body: bytes) -> dict[str, str]:
-        message_id = _message_id(self._ledger_id, rows)
+    def _headers(self, message_id: str, body: bytes) -> dict[str, str]:
         timestamp = str(self._clock_ms() // 1000)
         signed = b".".join((message_id.encode(), timestamp.encode(), body))
         signature = base64.b64encode(hmac.digest(self._key, signed, "sha256")).decode()
@@ -195,30 +254,30 @@ class WebhookDestination:
 
 
 class _Progress:
-    """How many rows were handed over, from the first of `first_group` on.
+    """How far rows were handed over, from the first of `first_group` on, and which were refused.
 
-    The same groups may come again in smaller deliveries: what is beyond one of them counts for the next.
+    The same groups may come again in smaller deliveries, where what is beyond one of them counts for the next; and
+    without rows that were erased meanwhile, which is why no row is counted here.
     """
 
-    def __init__(self, first_group: int) -> None:
+    def __init__(self, first_group: int, last_seq: int = -1, refused: tuple[RefusedRow, ...] = ()) -> None:
         self.first_group = first_group
-        self._refused: list[RefusedRow | None] = []
-
-    @property
-    def row_count(self) -> int:
-        """Rows that were taken or refused."""
-        return len(self._refused)
+        self.last_seq = last_seq
+        """Every row up to this seq was taken or refused."""
+        self._refused = refused
 
     def add(self, rows: Sequence[DeliveredRow], dead: Sequence[RefusedRow]) -> None:
         """The next rows were handed over, and of these some refused."""
-        refused = {row.seq: row for row in dead}
-        self._refused += [refused.get(row.seq) for row in rows]
+        self.last_seq = rows[-1].seq
+        self._refused += tuple(dead)
 
-    def split(self, row_count: int, next_group: int) -> tuple[tuple[RefusedRow, ...], _Progress]:
-        """What was refused of the first `row_count` rows, and the progress of what begins with `next_group`."""
-        later = _Progress(next_group)
-        later._refused = self._refused[row_count:]
-        return tuple(row for row in self._refused[:row_count] if row is not None), later
+    def split(self, delivery: Delivery) -> tuple[tuple[RefusedRow, ...], _Progress]:
+        """What was refused of a delivery that is handed over whole, and the progress of what comes after it."""
+        seqs = {row.seq for row in delivery.rows}
+        end = max(seqs, default=-1)
+        later = tuple(row for row in self._refused if row.seq > end)
+        dead = tuple(row for row in self._refused if row.seq in seqs)
+        return dead, _Progress(delivery.last_group + 1, self.last_seq, later)
 
 
 def posted_row(row: DeliveredRow, ledger_id: UUID) -> PostedRow:
