@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +15,9 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from msgspec import structs
+from structlog.testing import capture_logs
 
+from counterfoil.contract.subject import Subject
 from counterfoil.destinations.interface import Delivery, RefusedRow
 from counterfoil.destinations.postgres import PostgresDestination
 from counterfoil.destinations.settings import PostgresSettings
@@ -219,8 +222,8 @@ def test_what_needs_somebody_to_act_is_told(dsn: str, server: PostgresServer) ->
         reader.open()
 
 
-def _role_is_there(connection: psycopg.Connection[tuple[Any, ...]]) -> bool:
-    return connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'reader'").fetchone() is not None
+def _role_is_there(connection: psycopg.Connection[tuple[Any, ...]], role: str = "reader") -> bool:
+    return connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,)).fetchone() is not None
 
 
 def test_a_column_altered_by_hand_is_named(dsn: str) -> None:
@@ -333,3 +336,146 @@ def test_a_process_killed_at_any_point_delivers_once(dsn: str, point: str) -> No
     assert fetch(dsn, "SELECT count(*), count(DISTINCT distinct_id), max(seq) FROM events") == [
         (9, 9, 3 * ROWS_A_GROUP_MAX + 2)
     ]
+
+
+SUBJECT = Subject(user_id="u-1")
+
+
+def erasing(dsn: str, last_group: int = 2) -> PostgresDestination:
+    """An open destination whose rows are the subject's, three in each group, but for one of somebody else."""
+    target = destination(dsn)
+    target.open()
+    for group in range(1, last_group + 1):
+        target.deliver(delivery(group))
+    group = last_group + 1
+    target.deliver(Delivery(group, group, [row(group * ROWS_A_GROUP_MAX, user_id="u-2")]))
+    return target
+
+
+def test_an_erasure_leaves_rows_of_other_ledgers(dsn: str) -> None:
+    """A table that two servers deliver to is erased from by each for itself."""
+    target = erasing(dsn, 1)
+    other = destination(dsn, ledger=UUID(int=8))
+    other.open()
+    other.deliver(Delivery(1, 1, [row(65_536, "elsewhere")]))
+    assert target.erase(SUBJECT) == 3
+    assert fetch(dsn, "SELECT distinct_id FROM events ORDER BY 1") == [("elsewhere",), ("order-131072",)]
+    assert other.seqs_of(SUBJECT) == [65_536]
+
+
+def test_the_table_is_vacuumed(dsn: str) -> None:
+    """PostgreSQL has cleared up where the rows lay, and says so."""
+    target = erasing(dsn)
+    assert target.erase(SUBJECT) == 6
+    until(
+        lambda: fetch(dsn, "SELECT vacuum_count FROM pg_stat_user_tables WHERE relname = 'events'") == [(1,)] or None,
+        "the table was vacuumed",
+    )
+
+
+def test_rights_that_an_erasure_lacks_are_told(dsn: str) -> None:
+    """Without DELETE it is refused and told what to grant; to whom VACUUM is not allowed, the log says so."""
+    erasing(dsn).close()
+    with psycopg.connect(dsn) as connection:
+        connection.execute("CREATE ROLE eraser LOGIN") if not _role_is_there(connection, "eraser") else None
+        connection.execute("GRANT SELECT, INSERT, UPDATE ON events, events_cursors TO eraser")
+    eraser = destination(dsn.replace("postgres@", "eraser@"))
+    eraser.open()
+    with pytest.raises(DestinationRefused, match=r'sqlstate_42501: .*grant it DELETE on "public"\."events"'):
+        eraser.erase(SUBJECT)
+    with psycopg.connect(dsn) as connection:
+        connection.execute("GRANT DELETE ON events TO eraser")
+    with capture_logs() as logs:
+        assert eraser.erase(SUBJECT) == 6
+    (warning,) = (each for each in logs if each["event"] == "postgres.not_vacuumed")
+    assert (warning["destination"], warning["table"], warning["reason"]) == ("warehouse", "events", "sqlstate_01000")
+    assert fetch(dsn, "SELECT count(*) FROM events") == [(1,)]
+
+
+def test_a_vacuum_that_the_server_stops_stops_no_erasure(dsn: str) -> None:
+    """The rows are gone all the same; the log says why the table was not vacuumed."""
+    target = erasing(dsn.replace("?", "?options=-c%20lock_timeout%3D200&"))
+    with psycopg.connect(dsn) as other:
+        other.execute("LOCK TABLE events IN SHARE UPDATE EXCLUSIVE MODE")
+        with capture_logs() as logs:
+            assert target.erase(SUBJECT) == 6
+    assert [each["reason"] for each in logs if each["event"] == "postgres.not_vacuumed"] == ["sqlstate_55P03"]
+    assert target.seqs_of(SUBJECT) == []
+
+
+def test_a_column_altered_meanwhile_stops_an_erasure(dsn: str) -> None:
+    """Nothing is erased by a column that is no more what it was; opened anew the column is told by name."""
+    target = erasing(dsn)
+    with psycopg.connect(dsn) as connection:
+        connection.execute("ALTER TABLE events RENAME COLUMN user_id TO person")
+    with pytest.raises(DestinationRefused, match="42703"):
+        target.erase(SUBJECT)
+    with pytest.raises(DestinationRefused, match="user_id is gone"):
+        target.open()
+    with psycopg.connect(dsn) as connection:
+        connection.execute("ALTER TABLE events RENAME COLUMN person TO user_id")
+        connection.execute("ALTER TABLE events ADD COLUMN note text")
+    target.open()
+    assert target.erase(SUBJECT) == 6
+    assert fetch(dsn, "SELECT count(*) FROM events") == [(1,)]
+
+
+def test_a_reader_sees_all_of_it_or_nothing(dsn: str) -> None:
+    """A transaction that is under way reads on what it saw; the next one sees the rows of the others alone."""
+    target = erasing(dsn)
+    with psycopg.connect(dsn) as reader:
+        reader.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        assert reader.execute("SELECT count(*) FROM events").fetchall() == [(7,)]
+        assert target.erase(SUBJECT) == 6
+        assert reader.execute("SELECT count(*) FROM events").fetchall() == [(7,)]
+        reader.commit()
+        assert reader.execute("SELECT count(*) FROM events").fetchall() == [(1,)]
+
+
+def test_a_server_that_dies_in_an_erasure_has_erased_nothing_or_all(dsn: str, server: PostgresServer) -> None:
+    """Killed while the rows are deleted it is down; back again it has every row, and the same once more erases."""
+    target = erasing(dsn)
+    failed: list[BaseException] = []
+
+    def erase() -> None:
+        try:
+            target.erase(SUBJECT)
+        except DestinationDown as error:
+            failed.append(error)
+
+    other = psycopg.connect(dsn)
+    other.execute("SELECT 1 FROM events WHERE user_id = 'u-1' ORDER BY seq DESC LIMIT 1 FOR UPDATE")
+    thread = threading.Thread(target=erase)
+    thread.start()
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE query LIKE 'DELETE%' AND wait_event_type = 'Lock'"
+    until(lambda: fetch(dsn, waiting) or None, "the erasure waits for a row")
+    server.kill()
+    thread.join()
+    other.close()
+    assert len(failed) == 1
+    server.start()
+    assert fetch(dsn, "SELECT count(*) FROM events") == [(7,)]
+    held = target.open()
+    assert held is not None
+    assert held.last_group == 3
+    assert target.erase(SUBJECT) == 6
+    assert fetch(dsn, "SELECT count(*) FROM events") == [(1,)]
+
+
+@pytest.mark.parametrize(("point", "left"), [("postgres.before_erasure", 7), ("postgres.after_erasure", 1)])
+def test_a_process_killed_in_an_erasure_has_erased_nothing_or_all(dsn: str, point: str, left: int) -> None:
+    """Killed before the commit no row is gone, killed after it all are; the same once more goes through."""
+    erasing(dsn).close()
+    script = (
+        "import sys; from tests.destinations.test_postgres import SUBJECT, destination\n"
+        "target = destination(sys.argv[1]); target.open(); target.erase(SUBJECT)\n"
+    )
+    environment = {**os.environ, "COUNTERFOIL_FAILPOINTS": point}
+    killed = subprocess.run([sys.executable, "-c", script, dsn], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert fetch(dsn, "SELECT count(*) FROM events") == [(left,)]
+    target = destination(dsn)
+    target.open()
+    assert target.erase(SUBJECT) == left - 1
+    target.deliver(delivery(4))
+    assert fetch(dsn, "SELECT count(*) FROM events") == [(4,)]

@@ -16,19 +16,24 @@ from itertools import groupby
 from operator import itemgetter
 from uuid import UUID
 
+import structlog
 from psycopg import sql
 
+from counterfoil.contract.subject import Subject
 from counterfoil.destinations.halving import take_by_halves
 from counterfoil.destinations.interface import DeliveredRow, Delivery, HeldRows, Receipt, RefusedRow
 from counterfoil.destinations.postgres_connection import Connection, Told, connect
 from counterfoil.destinations.postgres_copy import RowCopy, rows_with_nul
 from counterfoil.destinations.postgres_cursor import PostgresCursor
+from counterfoil.destinations.postgres_erasure import clear_up, erase_rows, subject_seqs
 from counterfoil.destinations.postgres_table import PostgresTable
 from counterfoil.destinations.settings import PostgresSettings
 from counterfoil.errors import DestinationDown, DestinationRefused
 from counterfoil.failpoints import reach
 
 _HELD_ROWS_A_FETCH = 10_000
+
+log = structlog.get_logger()
 
 
 class PostgresDestination:
@@ -120,6 +125,23 @@ class PostgresDestination:
                     for source, run in groupby(rows, key=itemgetter(0)):
                         _, seqs, distinct_ids = zip(*run, strict=True)
                         yield HeldRows(source, seqs, distinct_ids)
+
+    def seqs_of(self, subject: Subject) -> Sequence[int]:
+        """See `Destination.seqs_of`: of this ledger's rows."""
+        with Told(), connect(self._settings) as connection:
+            if not self._table.is_there(connection):
+                return []
+            return subject_seqs(connection, self._table.rows, self._ledger_id, subject)
+
+    def erase(self, subject: Subject) -> int:
+        """See `Destination.erase`: of this ledger's rows; then PostgreSQL is asked to clear up where they lay."""
+        connection = self._connection
+        assert connection is not None, "open comes first"
+        with Told():
+            row_count = erase_rows(connection, self._table.rows, self._ledger_id, subject)
+            if reason := clear_up(connection, self._table.rows):
+                log.warning("postgres.not_vacuumed", destination=self.name, table=self._settings.table, reason=reason)
+            return row_count
 
     def _copy(self, connection: Connection) -> RowCopy:
         return RowCopy(connection, self._table, self._ledger_id)
