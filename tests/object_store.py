@@ -50,6 +50,10 @@ class ObjectStore:
         self._ask("PUT", f"/{name}")
         return name
 
+    def copy(self, source: str, target: str) -> None:
+        """Copy an object; paths begin with the bucket."""
+        self._ask("PUT", f"/{target}", headers={"x-amz-copy-source": f"/{source}"})
+
     def meddle(self, **rules: Any) -> None:
         """From now on: `kill` a process at the `nth` PUT whose path ends with `suffix`, `when` "before" or "after" it
         is carried out; wait `delay` seconds before each PUT; with `knows_keys` false know no key."""
@@ -75,8 +79,8 @@ class ObjectStore:
         """The same as a table of the configuration, on one line."""
         return "{" + ", ".join(f"{name} = {json.dumps(text)}" for name, text in self.options().items()) + "}"
 
-    def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        request = urllib.request.Request(f"{self.url}{path}", data=body, method=method)
+    def _ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> bytes:
+        request = urllib.request.Request(f"{self.url}{path}", data=body, method=method, headers=headers or {})
         with urllib.request.urlopen(request, timeout=30) as answer:
             read: bytes = answer.read()
             return read

@@ -14,21 +14,27 @@ from pathlib import Path
 from uuid import UUID
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, Field, Schema
+from deltalake.exceptions import DeltaError
+from deltalake.fs import DeltaStorageHandler
 from deltalake.schema import PrimitiveType
+from pyarrow.fs import FileSelector, FileType, PyFileSystem
 
 from counterfoil import failpoints
+from counterfoil.contract.subject import Subject
 from counterfoil.destinations.delta import COMMITS_BETWEEN_UPKEEP_MAX, DeltaDestination
 from counterfoil.destinations.delta_address import TableAddress
-from counterfoil.destinations.interface import Receipt
+from counterfoil.destinations.interface import Delivery, Receipt
 from counterfoil.destinations.query import run_query
 from counterfoil.destinations.settings import DeltaSettings
 from counterfoil.errors import DestinationDown, DestinationRefused, QueryRefused
 from counterfoil.files import RealFiles
 from tests.destinations.conformance import CursorKeepingDestination, Make, held_seqs
 from tests.destinations.lake import LEDGER, Clock
-from tests.destinations.making import ROWS_A_GROUP, delivery
+from tests.destinations.making import ROWS_A_GROUP, delivered, delivery
+from tests.destinations.power import PowerCut
 from tests.e2e.server import until
 from tests.object_store import ObjectStore, object_store
 from tests.pipeline.delivering import new_ids, one_life
@@ -60,16 +66,23 @@ def lake(store: ObjectStore, url: str, tmp_path: Path) -> Lake:
     def make(
         url: str = url, options: dict[str, str] | None = None, ledger_id: UUID = LEDGER, **settings: int
     ) -> DeltaDestination:
-        return DeltaDestination(
-            DeltaSettings(name="lake", **settings),
-            address=TableAddress(None, url, options or store.options()),
-            ledger_id=ledger_id,
-            files=RealFiles(),
-            quarantine=tmp_path,
-            clock_ms=Clock(),
-        )
+        return destination_at(url, options or store.options(), tmp_path, ledger_id, **settings)
 
     return make
+
+
+def destination_at(
+    url: str, options: dict[str, str], quarantine: Path, ledger_id: UUID = LEDGER, **settings: int
+) -> DeltaDestination:
+    """The destination `lake` with its table at an address."""
+    return DeltaDestination(
+        DeltaSettings(name="lake", **settings),
+        address=TableAddress(None, url, options),
+        ledger_id=ledger_id,
+        files=RealFiles(),
+        quarantine=quarantine,
+        clock_ms=Clock(),
+    )
 
 
 class TestConformance(CursorKeepingDestination):
@@ -204,6 +217,139 @@ class TestUpkeep:
             f"{bound}.{name}" for bound in ("min", "max") for name in ("seq", "source", "time", "received_at")
         }
         assert "canary" not in str(actions.to_pylist())
+
+
+CANARY = "canary7f3a"
+SUBJECT = Subject(distinct_id=f"{CANARY}-id")
+OTHERS = [group * ROWS_A_GROUP + 1 for group in range(1, 5)]
+
+
+class TestErasing:
+    """What is left of a person, and after a crash."""
+
+    def begin(self, lake: Lake, store: ObjectStore, url: str) -> DeltaDestination:
+        """A table with a merged file and others, those that were replaced, and one that no commit names."""
+        destination = lake(merge_commits=2)
+        destination.open()
+        for group in range(1, 5):
+            told = {name: f"{CANARY}-{name}" for name in ("user_id", "email", "event_properties")}
+            first = group * ROWS_A_GROUP
+            rows = [delivered(first, distinct_id=SUBJECT.distinct_id, **told), delivered(first + 1)]
+            destination.deliver(Delivery(group, group, rows))
+            while group == 2 and destination.tend():
+                pass
+        files = file_system(destination)
+        written = min(path for path in objects(files) if "part-00000" in path)
+        place = url.removeprefix("s3://")
+        store.copy(f"{place}/{written}", f"{place}/{written.replace('part-00000', 'part-left-over')}")
+        return destination
+
+    def assert_made_good(self, lake: Lake) -> None:
+        """Another life finds the cursor and everybody else's rows, and the same once more erases what is left."""
+        destination = lake(merge_commits=2)
+        held = destination.open()
+        assert held is not None
+        assert held.last_group == 4
+        assert set(OTHERS) <= set(held_seqs(destination))
+        destination.erase(SUBJECT)
+        assert held_seqs(destination) == OTHERS
+        assert telling_objects(destination) == set()
+        destination.deliver(delivery(5))
+        assert len(held_seqs(destination)) == 7
+
+    def test_no_object_of_the_table_tells_of_the_subject(self, lake: Lake, store: ObjectStore, url: str) -> None:
+        """Files in the table, replaced, or never in it; log entries and checkpoints: nothing is left."""
+        destination = self.begin(lake, store, url)
+        DeltaTable(url, storage_options=store.options()).delete(
+            f"email = '{CANARY}-email' AND seq = {4 * ROWS_A_GROUP}"
+        )
+        told = telling_objects(destination)
+        assert any("part-left-over" in path for path in told)
+        assert any(path.endswith(".json") for path in told)
+        assert len(told) > 4
+        assert destination.erase(SUBJECT) == 3
+        self.assert_made_good(lake)
+        with pytest.raises(DeltaError):
+            DeltaTable(url, storage_options=store.options(), version=2)
+
+    @pytest.mark.parametrize(
+        "point",
+        ["delta.erase_committed", "delta.retention_ended", "delta.old_files_removed", "delta.log_forgotten"],
+    )
+    def test_ended_between_two_steps_it_is_made_good(
+        self, lake: Lake, store: ObjectStore, url: str, point: str
+    ) -> None:
+        """At each step the process may end."""
+
+        def end() -> None:
+            raise PowerCut
+
+        destination = self.begin(lake, store, url)
+        failpoints.arm(point, end)
+        try:
+            with pytest.raises(PowerCut):
+                destination.erase(SUBJECT)
+        finally:
+            failpoints.arm("")
+        self.assert_made_good(lake)
+
+    @pytest.mark.parametrize(("when", "suffix"), [("before", ".json"), ("after", ".parquet")])
+    def test_killed_at_a_put_it_is_made_good(
+        self, lake: Lake, store: ObjectStore, url: str, when: str, suffix: str
+    ) -> None:
+        """Killed before a PUT reached the store, or before its answer came back."""
+        self.begin(lake, store, url).close()
+        script = (
+            "import json, os, sys; from pathlib import Path; from tests.destinations.test_delta_store import *\n"
+            "options = json.loads(os.environ['STORAGE_OPTIONS'])\n"
+            "life = destination_at(sys.argv[1], options, Path(sys.argv[2])); life.open(); sys.stdin.readline()\n"
+            "life.erase(SUBJECT)\n"
+        )
+        life = subprocess.Popen(
+            [sys.executable, "-c", script, url, os.devnull],
+            env=os.environ | {"STORAGE_OPTIONS": json.dumps(store.options())},
+            stdin=subprocess.PIPE,
+        )
+        store.meddle(kill=life.pid, when=when, suffix=suffix, nth=1)
+        life.communicate(b"\n")
+        assert life.returncode == -signal.SIGKILL
+        store.meddle()
+        self.assert_made_good(lake)
+
+    def test_a_column_that_was_added_is_told(self, lake: Lake, store: ObjectStore, url: str) -> None:
+        """The column is told by name, and nothing is lost."""
+        destination = self.begin(lake, store, url)
+        DeltaTable(url, storage_options=store.options()).alter.add_columns([Field("region", PrimitiveType("string"))])
+        with pytest.raises(DestinationRefused, match="column region is not ours"):
+            destination.erase(SUBJECT)
+        assert len(held_seqs(destination)) == 8
+
+
+def file_system(destination: DeltaDestination) -> PyFileSystem:
+    """What lies below the table's address."""
+    address = destination._address
+    return PyFileSystem(DeltaStorageHandler(address.uri, address.storage_options))
+
+
+def objects(files: PyFileSystem) -> list[str]:
+    """Every object there."""
+    found = files.get_file_info(FileSelector("", recursive=True))
+    return [each.path for each in found if each.type == FileType.File]
+
+
+def telling_objects(destination: DeltaDestination) -> set[str]:
+    """The objects that hold the canary, in their bytes or in what they say when read."""
+    files = file_system(destination)
+    told = set()
+    for path in objects(files):
+        with files.open_input_file(path) as opened:
+            data = opened.read()
+        said = data.decode("latin-1")
+        if path.endswith(".parquet"):
+            said += str(pq.ParquetFile(pa.BufferReader(data)).read().to_pylist())
+        if CANARY in said:
+            told.add(path)
+    return told
 
 
 class TestFailures:

@@ -16,6 +16,9 @@ Upkeep comes in short steps between deliveries (`tend`). All of it is due after 
 waits for it after COMMITS_BETWEEN_UPKEEP_MAX: a commit reads every log entry since the checkpoint, so that is what
 keeps it fast.
 
+A person's rows are erased by other files in the place of those that hold them; then the old files and everything of
+the log that tells of them go at once.
+
 Others may write to the table too (a DELETE, say), as long as its columns and protocol stay.
 """
 
@@ -25,6 +28,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from uuid import UUID
 
+from counterfoil.contract.subject import Subject
 from counterfoil.destinations.delta_address import TableAddress
 from counterfoil.destinations.delta_disk import TableOnDisk
 from counterfoil.destinations.delta_errors import told
@@ -38,7 +42,7 @@ from counterfoil.destinations.delta_table import (
     table_faults,
 )
 from counterfoil.destinations.interface import Delivery, HeldRows, Receipt
-from counterfoil.destinations.query import held_rows, rows_by_source
+from counterfoil.destinations.query import held_rows, rows_by_source, subject_seqs
 from counterfoil.destinations.settings import DeltaSettings
 from counterfoil.errors import DestinationDown, DestinationRefused
 from counterfoil.failpoints import reach
@@ -120,9 +124,7 @@ class DeltaDestination:
 
     def close(self) -> None:
         """See `Destination.close`: an unfinished merge is given up."""
-        if self._upkeep is not None:
-            self._upkeep.close()
-        self._upkeep = None
+        self._end_upkeep()
         self._storage.close()
 
     def check(self) -> list[str]:
@@ -145,6 +147,22 @@ class DeltaDestination:
         """See `Destination.held`: in no particular order."""
         with told(self._address):
             yield from held_rows(self._address, first_seq, last_seq)
+
+    def seqs_of(self, subject: Subject) -> Sequence[int]:
+        """See `Destination.seqs_of`."""
+        with told(self._address):
+            return subject_seqs(self._address, subject)
+
+    def erase(self, subject: Subject) -> int:
+        """See `Destination.erase`: the table can't be read any more as it was before."""
+        with told(self._address):
+            self._end_upkeep()
+            return self._storage.erase(subject)
+
+    def _end_upkeep(self) -> None:
+        if self._upkeep is not None:
+            self._upkeep.close()
+        self._upkeep = None
 
     def _keep_settings(self) -> None:
         table, wanted = self._storage.table, self._storage.settings()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import date
 from pathlib import Path
@@ -19,7 +19,9 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from counterfoil.contract.subject import Subject
 from counterfoil.destinations.delta_columns import COLUMNS, PARTITION, ParquetFile
+from counterfoil.destinations.delta_subject import SUBJECT_COLUMNS, subject_rows
 from counterfoil.files import Files
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class WrittenFile(msgspec.Struct, frozen=True):
     path: str
     day: date
     file_bytes: int
+    row_count: int
     statistics: str
 
 
@@ -54,16 +57,32 @@ class TableFiles:
         self._files.make_dir(self._root / directory)
         return DataFile(self._root, f"{directory}/{PREFIX}{self._new_id()}.parquet", day, self._files)
 
-    def read(self, path: str) -> Iterator[pa.Table]:
-        """The rows of a file of ours, a row group at a time."""
+    def read(self, path: str, columns: Sequence[str] = COLUMNS.names) -> Iterator[pa.Table]:
+        """The rows of a file, whoever wrote it, a row group at a time; raises OSError or ArrowException."""
         with pq.ParquetFile(self._root / path, memory_map=False) as file:
-            for index in range(file.num_row_groups):
-                yield file.read_row_group(index, use_threads=False).cast(COLUMNS)
+            yield from read_rows(file, columns)
+
+    def may_hold(self, path: str, subject: Subject) -> bool:
+        """Whether a file holds a row of a subject; also True where it can't be read."""
+        try:
+            with pq.ParquetFile(self._root / path, memory_map=False) as file:
+                return holds_rows(file, subject)
+        except FileNotFoundError:
+            return False
+        except (OSError, pa.ArrowException):
+            return True
 
     def ours(self) -> list[str]:
         """The files of our making that are there, whether a commit names them or not."""
         found = self._root.glob(f"{PARTITION}=*/{PREFIX}*.parquet")
         return sorted(path.relative_to(self._root).as_posix() for path in found)
+
+    def all(self) -> dict[str, int]:
+        """Every Parquet file below the table's directory, whoever made it, with the time of its last change (ms)."""
+        found = (path.relative_to(self._root) for path in self._root.rglob("*.parquet"))
+        # Names that begin so are no data, by Delta Lake's protocol: the log is one.
+        data = [path for path in found if not path.parts[0].startswith(("_", "."))]
+        return {path.as_posix(): (self._root / path).stat().st_mtime_ns // 1_000_000 for path in data}
 
     def remove(self, paths: Iterable[str]) -> None:
         """Remove files for good; those that are gone already are no error."""
@@ -78,6 +97,31 @@ class TableFiles:
                 directories.add(full.parent)
         for directory in directories:
             self._files.sync_dir(directory)
+
+
+def read_rows(file: pq.ParquetFile, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Columns of a file of the table, whoever wrote it, a row group at a time; raises OSError or ArrowException.
+
+    A column that it lacks, as other writers may leave one out, is null.
+    """
+    schema = pa.schema([COLUMNS.field(name) for name in columns])
+    here = [name for name in columns if name in file.schema_arrow.names]
+    for index in range(file.num_row_groups):
+        rows = file.read_row_group(index, columns=here, use_threads=False)
+        for name in set(columns) - set(here):
+            rows = rows.append_column(name, pa.nulls(rows.num_rows))
+        # Other writers may have the columns in another order.
+        rows = rows.select(schema.names)
+        if any(rows.column(field.name).null_count for field in schema if not field.nullable):
+            raise pa.ArrowInvalid("a column that may not be null is")
+        yield rows.cast(schema)
+
+
+def holds_rows(file: pq.ParquetFile, subject: Subject) -> bool:
+    """Whether a file holds a row of a subject; False for one that is no file of the table's. Raises as `read_rows`."""
+    if not {"source", "distinct_id"} <= set(file.schema_arrow.names):
+        return False
+    return any(subject_rows(rows, subject) for rows in read_rows(file, SUBJECT_COLUMNS))
 
 
 class DataFile:
@@ -105,7 +149,8 @@ class DataFile:
         file_bytes = os.fstat(self._descriptor).st_size
         self._close()
         self._files.sync_dir(self._path.parent)
-        return WrittenFile(self._relative, self._day, file_bytes, self._parquet.statistics.text())
+        statistics = self._parquet.statistics
+        return WrittenFile(self._relative, self._day, file_bytes, statistics.row_count, statistics.text())
 
     def abandon(self) -> None:
         """Throw away what was written; harmless after `finish` failed."""

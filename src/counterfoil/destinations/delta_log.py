@@ -7,7 +7,7 @@ half of what it held; everything before it is whole, because an entry is flushed
         quarantine. Any other damage is refused by name. What stays is durable when `mend` returns.
     G2. `settle` makes new entries durable; only then does anybody hear of the commit.
     G3. `clean` removes entries only below a checkpoint that was made durable, oldest first: what is left at any moment
-        is a log without a gap.
+        is a log without a gap. So does `forget`.
 
 An entry is called whole when each of its lines is a JSON object and it holds as many actions as its `commitInfo` says
 (ours do say it). To make an entry durable that an earlier life may have failed to flush it is written anew beside
@@ -37,6 +37,8 @@ _ENTRY = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.parquet")
 # Other writers make checkpoints of several files, or named by an id.
 _ANY_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.(?:.+\.)?(?:parquet|json)")
+# Entries, checkpoints, and what other writers put beside them: checksums, entries run together.
+_OF_A_VERSION = re.compile(r"\.?(\d{20})\.")
 # What object stores of the Rust kind and our own `write_whole` leave behind when they are killed.
 _STAGING = re.compile(r".*\.json#\d+|.*\.parquet#\d+|_last_checkpoint#\d+|_commit_.*\.tmp|\..*\.tmp")
 
@@ -111,6 +113,13 @@ class TableLog:
                 yield
         if gone:
             self._files.sync_dir(self._path)
+
+    def forget(self, checkpoint: int) -> None:
+        """Remove whatever tells of a version before a durable checkpoint, whoever wrote it (G3)."""
+        named = [(match, path) for path in self._path.iterdir() if (match := _OF_A_VERSION.match(path.name))]
+        for _, path in sorted((int(match[1]), path) for match, path in named if int(match[1]) < checkpoint):
+            self._files.remove(path)
+        self._files.sync_dir(self._path)
 
     def versions(self) -> list[int]:
         """The versions whose entries are there, in order."""

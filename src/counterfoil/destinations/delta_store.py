@@ -15,22 +15,38 @@ from datetime import UTC, datetime
 from itertools import chain
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
+from pyarrow.fs import PyFileSystem
 
+from counterfoil.contract.subject import Subject
 from counterfoil.destinations.delta_address import TableAddress
 from counterfoil.destinations.delta_columns import COLUMNS, PARTITION, STATISTICS, tables_by_day
+from counterfoil.destinations.delta_files import holds_rows
 from counterfoil.destinations.delta_merge import plan_merges
-from counterfoil.destinations.delta_table import NO_HOOKS, CommitNote, commit_properties, delivery_note, table_files
+from counterfoil.destinations.delta_table import (
+    NO_HOOKS,
+    CommitNote,
+    commit_properties,
+    delivery_note,
+    shape_faults,
+    table_files,
+)
 from counterfoil.destinations.interface import DeliveredRow, Delivery, Receipt
+from counterfoil.destinations.query import subject_seqs
 from counterfoil.destinations.settings import DeltaSettings
+from counterfoil.errors import DestinationRefused
 from counterfoil.failpoints import reach
 
 LEFT_OVER_HOURS_MIN = 1
+SEQS_A_STATEMENT = 1000
 RECEIPT_FACTS = ("first", "rows", "commit")
 """What a receipt holds beside the cursor lies in transaction identifiers beside it, `<application>:first` and so on:
 deltalake gives the log's own words (`history`) only with the whole process held up, as long as the store takes."""
 
+_RETENTIONS = ("delta.logRetentionDuration", "delta.deletedFileRetentionDuration")
 _PARQUET = WriterProperties(compression="ZSTD", compression_level=1)
 _DAY = pa.field(PARTITION, pa.date32(), nullable=False)
 _ROWS = COLUMNS.append(_DAY)
@@ -135,8 +151,69 @@ class TableInStore:
         )
         reach("delta.files_removed")
 
+    def erase(self, subject: Subject) -> int:
+        self.table.update_incremental()
+        faults = shape_faults(self.table, self._address)
+        if faults:
+            raise DestinationRefused("; ".join(faults))
+        seqs = subject_seqs(self._address, subject)
+        for start in range(0, len(seqs), SEQS_A_STATEMENT):
+            chosen = ", ".join(map(str, seqs[start : start + SEQS_A_STATEMENT]))
+            # By seq: the log quotes the condition, and may quote nothing of a person.
+            self.table.delete(
+                f"seq IN ({chosen})",
+                writer_properties=_PARQUET,
+                commit_properties=commit_properties(CommitNote("erase", 0)),
+                post_commithook_properties=NO_HOOKS,
+            )
+            reach("delta.erase_committed")
+        self._forget()
+        self._remove_unnamed(subject)
+        return len(seqs)
+
     def close(self) -> None:
         self._table = None
+
+    def _forget(self) -> None:
+        """Remove the log before now, and the files that are in the table no more."""
+        self._set(self.settings() | dict.fromkeys(_RETENTIONS, "interval 0 seconds"))
+        reach("delta.retention_ended")
+        self.table.vacuum(
+            0, dry_run=False, enforce_retention_duration=False, full=False, post_commithook_properties=NO_HOOKS
+        )
+        reach("delta.old_files_removed")
+        self.table.create_checkpoint()
+        self.table.cleanup_metadata()
+        reach("delta.log_forgotten")
+        self._set(self.settings())
+        self._table = self._address.load()
+        self.commit_count = 1
+
+    def _remove_unnamed(self, subject: Subject) -> None:
+        """Remove the files that hold rows of a subject, and that no commit names: a crash left them.
+
+        However young they are: a commit that would name one is refused, because its version is there.
+        """
+        store = PyFileSystem(DeltaStorageHandler(self._address.uri, self._address.storage_options))
+        unnamed = self.table.vacuum(0, dry_run=True, enforce_retention_duration=False, full=True)
+        for path in unnamed:
+            try:
+                with store.open_input_file(path) as opened, pq.ParquetFile(opened) as file:
+                    is_held = holds_rows(file, subject)
+            except FileNotFoundError:
+                continue
+            except pa.ArrowException:
+                is_held = True
+            if is_held:
+                store.delete_file(path)
+                reach("delta.unnamed_file_removed")
+
+    def _set(self, properties: dict[str, str]) -> None:
+        self.table.alter.set_table_properties(
+            properties,
+            commit_properties=commit_properties(CommitNote("settings", 1)),
+            post_commithook_properties=NO_HOOKS,
+        )
 
     def _merge(self) -> Iterator[None]:
         self.table.update_incremental()

@@ -11,6 +11,7 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties, Transaction
 from deltalake.exceptions import DeltaError
 
+from counterfoil.contract.subject import Subject
 from counterfoil.destinations.delta_address import TableAddress
 from counterfoil.destinations.delta_columns import PARTITION, TABLE_NAME, TABLE_SCHEMA, column_faults
 from counterfoil.destinations.delta_merge import TableFile
@@ -28,7 +29,7 @@ class CommitNote(msgspec.Struct, frozen=True):
     """What a commit of ours says of itself in the log."""
 
     kind: str
-    """`create`, `delivery`, `merge` or `settings`."""
+    """`create`, `delivery`, `merge`, `erase` or `settings`."""
     action_count: int
     """Actions beside `commitInfo`: an entry that holds fewer is torn. 0 where a commit can't be torn."""
     first_group: int = 0
@@ -85,6 +86,10 @@ class TableStorage(Protocol):
 
     def upkeep(self) -> Generator[None]:
         """All that is due, in short steps."""
+        ...
+
+    def erase(self, subject: Subject) -> int:
+        """Remove the rows of a subject, their old files, and what the log has of the table before; how many rows."""
         ...
 
     def close(self) -> None:
@@ -159,14 +164,14 @@ def table_faults(table: DeltaTable, address: TableAddress, ledger_id: UUID) -> l
             f"{address}: this table belongs to the ledger {owner}, not to {ledger_id}: "
             "give the destination a path of its own, or bring back the data directory of that ledger"
         ]
-    faults = column_faults(table.schema(), metadata.partition_columns)
+    return shape_faults(table, address)
+
+
+def shape_faults(table: DeltaTable, address: TableAddress) -> list[str]:
+    """Columns that are not as ours, or features that we would write past, such as deletion vectors."""
+    faults = column_faults(table.schema(), table.metadata().partition_columns)
     if faults:
         return [f"{address}: {', '.join(faults)}: undo the change, or give the destination a path of its own"]
-    return protocol_faults(table, address)
-
-
-def protocol_faults(table: DeltaTable, address: TableAddress) -> list[str]:
-    """Features of the table that we would write past, such as deletion vectors."""
     protocol = table.protocol()
     features = {*(protocol.reader_features or ()), *(protocol.writer_features or ())}
     if protocol.min_reader_version > 1 or protocol.min_writer_version > 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -13,9 +13,11 @@ from arro3.core import RecordBatchReader
 from deltalake import QueryBuilder
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
+from counterfoil.contract.subject import Subject
 from counterfoil.destinations.delta_address import TableAddress
 from counterfoil.destinations.delta_columns import TABLE_NAME
 from counterfoil.destinations.delta_errors import problem_of
+from counterfoil.destinations.delta_subject import subject_predicate
 from counterfoil.destinations.delta_table import table_files
 from counterfoil.destinations.interface import HeldRows
 from counterfoil.errors import DestinationDown, QueryRefused
@@ -79,6 +81,16 @@ def held_rows(address: TableAddress, first_seq: int, last_seq: int | None) -> It
             ids.append(distinct_id)
         for source, (seqs, ids) in by_source.items():
             yield HeldRows(source, seqs, ids)
+
+
+def subject_seqs(address: TableAddress, subject: Subject) -> Sequence[int]:
+    """The seqs of the rows that the table holds of a subject, in order."""
+    sql = f"SELECT seq FROM {TABLE_NAME} WHERE {subject_predicate(subject)}"  # noqa: S608
+    seqs: list[int] = []
+    for batch in _read(address, sql):
+        found: list[Any] = batch.column(0).to_pylist()
+        seqs += found
+    return sorted(seqs)
 
 
 def _read(address: TableAddress, sql: str) -> Iterator[pa.RecordBatch]:
