@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+from counterfoil.contract.subject import Subject
 from counterfoil.destinations.interface import DeliveredRow, Delivery, HeldRows, Receipt, RefusedRow
 
 
@@ -70,6 +71,21 @@ class MemoryDestination:
             if row.seq >= first_seq and (last_seq is None or row.seq <= last_seq):
                 yield HeldRows(row.source, [row.seq], [row.distinct_id])
 
+    def seqs_of(self, subject: Subject) -> Sequence[int] | None:
+        return [row.seq for row in self.shelf.rows if is_of(row, subject)]
+
+    def erase(self, subject: Subject) -> int | None:
+        before = len(self.shelf.rows)
+        self.shelf.rows = [row for row in self.shelf.rows if not is_of(row, subject)]
+        return before - len(self.shelf.rows)
+
     def ids(self) -> list[str]:
         """The distinctId of each row on the shelf, in the order of delivery."""
         return [row.distinct_id for row in self.shelf.rows]
+
+
+def is_of(row: DeliveredRow, subject: Subject) -> bool:
+    """Whether a row is a subject's."""
+    if subject.source not in (None, row.source):
+        return False
+    return row.user_id == subject.user_id if subject.distinct_id is None else row.distinct_id == subject.distinct_id

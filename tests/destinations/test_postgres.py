@@ -22,6 +22,7 @@ from counterfoil.destinations.interface import Delivery, RefusedRow
 from counterfoil.destinations.postgres import PostgresDestination
 from counterfoil.destinations.settings import PostgresSettings
 from counterfoil.errors import DestinationDown, DestinationRefused
+from tests.destinations.conformance import CursorKeepingDestination, Make
 from tests.destinations.rows import ROWS_A_GROUP_MAX, delivery, row
 from tests.e2e.server import until
 from tests.postgres_server import PostgresServer, postgres_server, why_not
@@ -55,6 +56,14 @@ def _closed_at_the_end() -> Iterator[None]:
     yield
     while _made:
         _made.pop().close()
+
+
+class TestConformance(CursorKeepingDestination):
+    """The suite of the interface."""
+
+    @pytest.fixture
+    def make(self, dsn: str) -> Make:
+        return lambda: destination(dsn)
 
 
 def destination(dsn: str, ledger: UUID = LEDGER, **settings: Any) -> PostgresDestination:

@@ -27,6 +27,7 @@ from counterfoil.destinations.webhook import WebhookDestination
 from counterfoil.errors import DestinationDown, DestinationRefused
 from docs._tools.pages import ROOT
 from tests.certificate import make_certificate
+from tests.destinations.conformance import AnyDestination, Make
 from tests.destinations.rows import delivery, row
 from tests.http_receiver import Received, Receiver, Reply, http_receiver
 
@@ -50,6 +51,14 @@ def hook(receiver: Receiver) -> Iterator[WebhookDestination]:
     target.open()
     yield target
     target.close()
+
+
+class TestConformance(AnyDestination):
+    """The suite of the interface."""
+
+    @pytest.fixture
+    def make(self, receiver: Receiver) -> Make:
+        return lambda: destination(receiver.url)
 
 
 def destination(url: str, **settings: Any) -> WebhookDestination:

@@ -10,9 +10,12 @@ order of the one sequence; it may hold no rows. The promises a destination makes
         nothing else that the outside can cause. After either the same delivery, or one that begins with the same
         group, is handed over again, after `close` and `open` anew.
     D4. A row that it can't take is in `Receipt.dead` with a reason of our own words; the others are delivered.
+    D5. `erase` returns only when no row of the subject, and no older copy of one, is left that the destination could
+        still show, and that is as durable as D1. The cursor and every other row stay. Called again it does what a
+        crash left undone, and nothing else.
 
-One thread uses a destination, from `open` to `close`. `check`, `counts` and `held` also work on one that was never
-opened, from another process, while the pipeline delivers.
+One thread uses a destination, from `open` to `close`. `check`, `counts`, `held` and `seqs_of` also work on one that was
+never opened, from another process, while the pipeline delivers; `erase` comes between two deliveries.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import msgspec
+
+from counterfoil.contract.subject import Subject
 
 
 class DeliveredRow(msgspec.Struct, frozen=True, gc=False):
@@ -133,4 +138,16 @@ class Destination(Protocol):
 
     def held(self, first_seq: int = 0, last_seq: int | None = None) -> Iterator[HeldRows] | None:
         """The rows it holds whose seq lies in this range, ends included; None where it can't be asked."""
+        ...
+
+    def seqs_of(self, subject: Subject) -> Sequence[int] | None:
+        """The seqs of the rows it holds of a subject; None where it can't be asked. Raises as `deliver` does."""
+        ...
+
+    def erase(self, subject: Subject) -> int | None:
+        """Remove every row of a subject for good (D5); how many there were.
+
+        None where the receiver was told and can't be counted. Raises as `deliver` does: then it is to be called again,
+        after `close` and `open` anew. To be called though `seqs_of` names none: older copies may be left.
+        """
         ...
