@@ -29,6 +29,7 @@ from counterfoil.ledger import (
     RowCopy,
     Seq,
     SourceCounts,
+    SubjectRow,
     group_of,
     seq_of,
 )
@@ -68,7 +69,9 @@ class Standing(msgspec.Struct):
 
     last_seq: Seq
     state: str
-    """pending, delivered, dead, dropped or skipped."""
+    """pending, delivered, dead, dropped, skipped, erased; or lost: delivered, its group gone, and erased since."""
+    earlier: tuple[Seq, ...] = ()
+    """Its seqs before it was sent twice on purpose."""
 
 
 class Toy:
@@ -89,6 +92,12 @@ class Toy:
         self.delivered: Counter[str] = Counter()
         self.again: Counter[str] = Counter()
         self.held: dict[str, set[Seq]] = {name: set() for name in DESTINATIONS}
+        self.marked: set[int] = set()
+        """First seqs of rows that were erased."""
+        self.erased: Counter[str] = Counter()
+        """Rows, by destination."""
+        self.erased_of: Counter[str] = Counter()
+        """Rows, by source."""
 
     def settle(self, group: int, place: int, position: RowPosition, source: str, row: Row) -> Verdict:
         key = (source, row.distinct_id)
@@ -259,25 +268,33 @@ class Books(RuleBasedStateMachine):
         if is_new:
             assert self.started_at(name) == (self.toy.gone if from_oldest else self.ledger.last_group())
 
-    @rule(name=st.sampled_from(DESTINATIONS), count=st.integers(1, 3), refused=st.sets(st.integers(0, 5)))
-    def deliver(self, name: str, count: int, refused: set[int]) -> None:
-        """Some groups are delivered; rows at these places among them are refused."""
+    @rule(
+        name=st.sampled_from(DESTINATIONS),
+        count=st.integers(1, 3),
+        refused=st.sets(st.integers(0, 5)),
+        meanwhile=st.sampled_from([None, None, None, "a", "b", "c"]),
+    )
+    def deliver(self, name: str, count: int, refused: set[int], meanwhile: str | None) -> None:
+        """Some groups are delivered; rows at these places among them are refused, and somebody may be erased beside."""
         if name not in self.ledger.destinations():
             return
         cursor = self.ledger.cursor(name)
         groups = self.ledger.groups(cursor, count)
         if not groups:
             return
-        rows = [(first, seq, group) for group in groups for first, seq in self.toy.rows_of(group, name)]
+        meant = [(first, seq, group) for group in groups for first, seq in self.toy.rows_of(group, name)]
+        assert {seq for _, seq, _ in meant if self.is_marked(seq)} == {
+            seq for first, seq, _ in meant if first in self.toy.marked
+        }
+        rows = [each for each in meant if each[0] not in self.toy.marked]
         dead = []
         for place, (first, seq, group) in enumerate(rows):
-            self.toy.standing[name][first] = Standing(seq, "dead" if place in refused else "delivered")
-            if place not in refused:
-                self.toy.held[name].add(seq)
-                continue
-            # As deliver does it: a row that was sent from its copy has one already.
-            has_copy = isinstance(group, ResentGroup) and group.rows[seq % ROWS_A_GROUP_MAX].position is None
-            dead.append(DeadRow(seq, "refused", None if has_copy else self.toy.copy(first)))
+            if place in refused:
+                # As deliver does it: a row that was sent from its copy has one already.
+                has_copy = isinstance(group, ResentGroup) and group.rows[seq % ROWS_A_GROUP_MAX].position is None
+                dead.append(DeadRow(seq, "refused", None if has_copy else self.toy.copy(first)))
+        if meanwhile is not None:
+            self.erase(meanwhile)
         self.ledger.record_delivery(
             name,
             first_group=cursor + 1,
@@ -286,13 +303,85 @@ class Books(RuleBasedStateMachine):
             dead=dead,
             commit=f"c{groups[-1].number}",
             at_ms=self.now_ms,
+            erased_rows=len(meant) - len(rows),
+            handed=[seq for _, seq, _ in rows],
         )
-        self.toy.delivered[name] += len(rows) - len(dead)
+        dead_seqs = {each.seq for each in dead}
+        for first, seq, _ in meant:
+            state = "erased" if first in self.toy.marked else "dead" if seq in dead_seqs else "delivered"
+            before = self.toy.standing[name].get(first)
+            self.toy.standing[name][first] = Standing(seq, state, before.earlier if before else ())
+            self.toy.erased[name] += state == "erased"
+            self.toy.delivered[name] += state == "delivered"
+            if state == "delivered":
+                self.toy.held[name].add(seq)
+
+    def is_marked(self, seq: int) -> bool:
+        return seq % ROWS_A_GROUP_MAX in self.ledger.erased_places(group_of(Seq(seq)))
+
+    @rule(distinct_id=st.sampled_from("abcdefgh"))
+    def erase(self, distinct_id: str) -> None:
+        """All that was settled of a person is erased; what the lake holds goes there, and the ledger hears of it."""
+        keys = [(source, distinct_id) for source in ("web", "app") if self.toy.history.get((source, distinct_id))]
+        rows: list[SubjectRow] = []
+        for source, _ in keys:
+            hashed = key_hash(key_prefix(source), distinct_id)
+            for found in self.ledger.lookup(hashed):
+                position = found.position
+                names = self.rows_of[position.frame][1][position.row_index].destinations if position else None
+                rows.append(SubjectRow(found.seq, source, found.verdict is Verdict.NEW, names, hashed))
+        counted = self.ledger.mark_erased(rows)
+        kept = [row for row in rows if group_of(row.first_seq) > self.toy.gone]
+        assert (counted.row_count, counted.key_count) == (len(kept), len(rows))
+        again = self.ledger.mark_erased(rows)
+        assert again.row_count == again.key_count == again.dead_count == 0
+        self.toy.marked |= {row.first_seq for row in rows}
+        for row in kept:
+            self.toy.erased_of[row.source] += 1
+        for key in keys:
+            self.toy.history[key] = []
+            self.toy.first_content.pop(key, None)
+        for name in self.ledger.destinations():
+            for row in rows:
+                one = self.toy.standing[name].get(row.first_seq)
+                if one is not None:
+                    self.erase_at(name, one)
+        if "lake" in self.ledger.destinations():
+            held = self.held_of("lake", rows)
+            gone = [seq for seq in held if group_of(seq) <= self.toy.gone]
+            self.ledger.book_held("lake", held)
+            self.ledger.book_held("lake", [seq for seq in held if seq not in gone])
+            self.toy.held["lake"] -= set(held)
+            self.toy.delivered["lake"] -= len(gone)
+            self.toy.erased["lake"] += len(gone)
+
+    def erase_at(self, name: str, one: Standing) -> None:
+        for seq in (*one.earlier, one.last_seq):
+            is_last = seq == one.last_seq
+            is_delivered = not is_last or one.state == "delivered"
+            is_kept = group_of(seq) > self.toy.gone
+            if is_delivered and is_kept:
+                self.toy.delivered[name] -= 1
+            elif not is_last or one.state not in ("dead", "dropped"):
+                continue
+            self.toy.erased[name] += 1
+        if one.state in ("dead", "dropped"):
+            one.state = "erased"
+        elif one.state == "delivered":
+            one.state = "erased" if group_of(one.last_seq) > self.toy.gone else "lost"
+        one.earlier = ()
+
+    def held_of(self, name: str, rows: list[SubjectRow]) -> list[Seq]:
+        standing = self.toy.standing[name]
+        seqs = {standing[row.first_seq].last_seq for row in rows if row.first_seq in standing}
+        return sorted(self.toy.held[name] & seqs)
 
     @rule(name=st.sampled_from(DESTINATIONS))
     def retry(self, name: str) -> None:
         """All dead letters are sent again, from their copies; what is no dead letter is left out."""
-        self.resend(name, Cause.RETRY, self.toy.resent(name, "dead"), "delivered", "dropped", "pending", "skipped")
+        self.resend(
+            name, Cause.RETRY, self.toy.resent(name, "dead"), "delivered", "dropped", "pending", "skipped", "erased"
+        )
 
     @rule(remainder=st.integers(0, 3))
     def replay(self, remainder: int) -> None:
@@ -300,14 +389,14 @@ class Books(RuleBasedStateMachine):
         rows = [row for row in self.toy.resent("lake", "delivered") if row.first_seq % 4 == remainder]
         rows = [row for row in rows if self.is_kept(row)]
         self.toy.held["lake"] -= {row.last_seq for row in rows}
-        self.resend("lake", Cause.REPLAY, rows, "dead", "dropped", "pending", "skipped")
+        self.resend("lake", Cause.REPLAY, rows, "dead", "dropped", "pending", "skipped", "erased")
         self.toy.delivered["lake"] -= len(rows)
 
     @rule()
     def twice_on_purpose(self) -> None:
         """The hook gets rows once more that it took; they count as routed once more."""
         rows = [row for row in self.toy.resent("hook", "delivered") if self.is_kept(row)]
-        self.resend("hook", Cause.AGAIN, rows, "dead", "dropped", "pending", "skipped")
+        self.resend("hook", Cause.AGAIN, rows, "dead", "dropped", "pending", "skipped", "erased")
         self.toy.again["hook"] += len(rows)
 
     def is_kept(self, row: ResentRow) -> bool:
@@ -328,7 +417,9 @@ class Books(RuleBasedStateMachine):
         assert (group.number, list(group.rows)) == (before + 1, rows)
         self.toy.settled_at_s.append(self.running_s)
         for place, row in enumerate(rows):
-            self.toy.standing[name][row.first_seq] = Standing(group.seq_at(place), "pending")
+            stood = self.toy.standing[name][row.first_seq]
+            earlier = (*stood.earlier, stood.last_seq) if cause is Cause.AGAIN else stood.earlier
+            self.toy.standing[name][row.first_seq] = Standing(group.seq_at(place), "pending", earlier)
 
     @rule(name=st.sampled_from(DESTINATIONS), count=st.integers(1, 3))
     def drop(self, name: str, count: int) -> None:
@@ -421,6 +512,7 @@ class Books(RuleBasedStateMachine):
                 conflict=counts[Verdict.CONFLICT],
                 blocked=counts[Verdict.BLOCKED],
                 test=counts[Verdict.TEST],
+                erased=self.toy.erased_of[source],
             )
             for source, counts in self.toy.counts.items()
         }
@@ -434,6 +526,7 @@ class Books(RuleBasedStateMachine):
             assert counts.delivered == self.toy.delivered[name]
             assert counts.dead == states["dead"] + states["dropped"]
             assert counts.skipped == self.toy.skipped[name]
+            assert counts.erased == self.toy.erased[name]
             first_pending = max(counts.cursor, self.toy.gone) + 1
             waits = sum(n for group, n in routed.items() if group >= first_pending)
             assert counts.pending == waits + states["pending"]
@@ -480,7 +573,9 @@ class Books(RuleBasedStateMachine):
             for first, one in standing.items():
                 chain = list(self.ledger.resendings(name, first))
                 assert (chain[-1].seq if chain else first) == one.last_seq
-                is_kept = one.state == "dead" or (one.state == "pending" and chain[-1].cause is Cause.RETRY)
+                is_kept = one.state == "dead" or (
+                    one.state == "pending" and chain[-1].cause is Cause.RETRY and first not in self.toy.marked
+                )
                 assert self.ledger.copy_of(name, first) == (self.toy.copy(first) if is_kept else None)
 
     def started_at(self, name: str) -> int:

@@ -19,6 +19,8 @@ from counterfoil.failpoints import VARIABLE
 from counterfoil.files import RealFiles
 from counterfoil.ledger import AgeMark, DeadRow, GroupNumber, Ledger, SourceCounts, seq_of
 from counterfoil.ledger.settings import LedgerSettings
+from counterfoil.ledger.store import AGAIN, COPIES, DEAD, DELIVERIES, FAMILIES, Batch, Store
+from counterfoil.ledger.store import FACTS as DEFAULT
 from counterfoil.pipeline.audit import audit
 from counterfoil.pipeline.retention import AGE_SLACK_MS, Retention, RetentionFacts, RetentionPlan, plan_retention
 from counterfoil.pipeline.settings import PipelineSettings
@@ -261,9 +263,6 @@ def test_a_clock_that_was_a_year_ahead_keeps_nothing_for_a_year(house: House) ->
 
 def test_a_ledger_of_the_first_format_is_read(tmp_path: Path) -> None:
     """Segments that groups of an older ledger name are known as named, and its dead letters and counts are kept."""
-    from counterfoil.ledger.store import AGAIN, COPIES, DEAD, FAMILIES
-    from counterfoil.ledger.store import FACTS as FAMILY
-
     ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="write")
     ledger.register_destination("lake")
     house = House(ledger)
@@ -275,15 +274,13 @@ def test_a_ledger_of_the_first_format_is_read(tmp_path: Path) -> None:
     (letter,), books = ledger.dead_letters("lake"), ledger.books()
     named = ledger.last_group_of()
     batch = ledger._store.batch()
-    for name in ledger.destinations():
-        key = b"destination/" + name.encode()
-        packed = ledger._store.get(FAMILY, key)
-        assert packed is not None
-        batch.put(FAMILY, key, packed[:-8])
+    for key, packed in list(ledger._store.items(DEFAULT, b"destination/", b"destination/")):
+        batch.put(DEFAULT, key, packed[:-16])
+    put_unerased(ledger._store, batch)
     batch.put(DEAD, b"lake\0" + letter.seq.to_bytes(8, "big"), (5).to_bytes(8, "big") + b"sqlstate_22001")
     for directory, number in named:
-        batch.delete(FAMILY, b"segment/" + directory + number.to_bytes(4, "big"))
-    batch.put(FAMILY, b"format", (1).to_bytes(2, "big"))
+        batch.delete(DEFAULT, b"segment/" + directory + number.to_bytes(4, "big"))
+    batch.put(DEFAULT, b"format", (1).to_bytes(2, "big"))
     ledger._store.write(batch)
     ledger.close()
     raw = Rdict(str(tmp_path / "ledger"), Options(raw_mode=True), dict.fromkeys(FAMILIES, Options(raw_mode=True)))
@@ -296,6 +293,43 @@ def test_a_ledger_of_the_first_format_is_read(tmp_path: Path) -> None:
         ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="write")
         assert (list(ledger.dead_letters("lake")), ledger.books()) == ([letter], books)
         assert ledger.last_group_of() == named == {(WRITER, SegmentNumber(n)): n for n in (1, 2, 3)}
+        ledger.close()
+
+
+def put_unerased(store: Store, batch: Batch) -> None:
+    """What formats before 4 did not hold goes from sources, balances and deliveries."""
+    for prefix in (b"source/", b"gone/source/"):
+        for key, packed in list(store.items(DEFAULT, prefix, prefix)):
+            batch.put(DEFAULT, key, packed[:48])
+    for key, packed in list(store.items(DEFAULT, b"gone/destination/", b"gone/destination/")):
+        batch.put(DEFAULT, key, packed[:40] + packed[48:])
+    for key, packed in list(store.items(DELIVERIES, b"")):
+        batch.put(DELIVERIES, key, packed[:24] + packed[32:])
+
+
+def test_a_ledger_of_the_third_format_is_read(tmp_path: Path) -> None:
+    """It knew of no row that was erased: books, balances and deliveries are read as they were."""
+    ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="write")
+    ledger.register_destination("lake")
+    ledger.register_destination("hook")
+    house = House(ledger)
+    for name in "abcd":
+        house.settle(Row(name), segment=name != "a")
+    for last in (1, 2, 3):
+        ledger.record_delivery("lake", first_group=last, last_group=last, delivered_rows=1, commit=f"c{last}", at_ms=5)
+    ledger.remove_groups(2)
+    before = ledger.books(), ledger.carried(), list(ledger.deliveries("lake"))
+    assert before[1].of("hook").skipped_groups == ((1, 2),)
+    batch = ledger._store.batch()
+    for key, packed in list(ledger._store.items(DEFAULT, b"destination/", b"destination/")):
+        batch.put(DEFAULT, key, packed[:-8])
+    put_unerased(ledger._store, batch)
+    batch.put(DEFAULT, b"format", (3).to_bytes(2, "big"))
+    ledger._store.write(batch)
+    ledger.close()
+    for _ in range(2):
+        ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="write")
+        assert (ledger.books(), ledger.carried(), list(ledger.deliveries("lake"))) == before
         ledger.close()
 
 

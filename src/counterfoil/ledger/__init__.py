@@ -2,11 +2,12 @@
 
 Promises, each with its test:
 
-    L1. What one call of `record`, `record_delivery`, `register_destination`, `send_again` or `drop_dead` writes is
-        there whole or not at all, and on disk when the call returns.
+    L1. What one call of `record`, `record_delivery`, `register_destination`, `send_again`, `drop_dead` or
+        `mark_erased` writes is there whole or not at all, and on disk when the call returns.
     L2. Groups are numbered from 1 without a gap, in the order they were settled; a number never names other rows.
     L3. For each source accepted = new + duplicate + conflict + blocked + test; for each destination
-        routed = delivered + dead + skipped + pending (promise P4); also after groups are gone, from their balances.
+        routed = delivered + dead + skipped + erased + pending (promise P4); also after groups are gone, from their
+        balances.
     L4. A key is known for the horizon from its first row; it may be known longer, never shorter.
     L5. The ledger's time never goes back.
     L6. Another queue's ledger, and one of a format this version does not know, is refused before anything is written.
@@ -14,12 +15,16 @@ Promises, each with its test:
     L8. A row that is sent again leaves what it was and is pending in one step; what is no longer what its cause says
         is left out. The copy of a dead row is there from its death until it is delivered or dropped.
 
-`ledger.py` is the ledger, `destinations.py` the destinations' side of it, `records.py` its facts and their bytes,
-`resent.py` those of rows that are sent again, `generations.py` how the seen index forgets, `kept.py`
-which groups are kept, `carried.py` what stays of those that are gone, `store.py` RocksDB.
+    L9. A row that is erased leaves what it was in one step, and nothing that is asked later comes to it again.
+
+`ledger.py` is the ledger, `format.py` the keys of its facts and how an older format is read, `destinations.py` the
+destinations' side of it, `records.py` its facts and their bytes, `resent.py` those of rows that are sent again,
+`erasures.py` whose rows were erased, `generations.py` how the seen index forgets, `kept.py` which groups are kept,
+`carried.py` what stays of those that are gone, `store.py` RocksDB.
 """
 
 from counterfoil.ledger.carried import Carried, CarriedDestination
+from counterfoil.ledger.erasures import ErasedThere, Erasure, ErasureState, MarkedRows, SubjectRow
 from counterfoil.ledger.kept import AgeMark
 from counterfoil.ledger.ledger import Ledger, Mode
 from counterfoil.ledger.records import (
@@ -35,11 +40,13 @@ from counterfoil.ledger.records import (
     Group,
     GroupFrame,
     GroupNumber,
+    Places,
     RoutedCount,
     RowCopy,
     Seq,
     Settled,
     SourceCounts,
+    count_erased,
     count_sources,
     group_of,
     pack_seen,
@@ -62,12 +69,17 @@ __all__ = [
     "DeadRow",
     "DeliveryRecord",
     "DestinationCounts",
+    "ErasedThere",
+    "Erasure",
+    "ErasureState",
     "FoundRow",
     "Group",
     "GroupFrame",
     "GroupNumber",
     "Ledger",
+    "MarkedRows",
     "Mode",
+    "Places",
     "Resending",
     "ResentGroup",
     "ResentRow",
@@ -76,6 +88,8 @@ __all__ = [
     "Seq",
     "Settled",
     "SourceCounts",
+    "SubjectRow",
+    "count_erased",
     "count_sources",
     "group_of",
     "pack_seen",

@@ -8,7 +8,7 @@ groups that are gone are `open_rows` until then.
 
 Rows of a gone group that a destination had not passed were never delivered to it. That happens to one that was taken
 out of the configuration: nothing is held for it. They are `skipped`, and stay in its books for good:
-routed = delivered + dead + skipped + pending.
+routed = delivered + dead + skipped + erased + pending.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from counterfoil.ledger.records import (
     DeliveryRecord,
     DestinationState,
     GroupNumber,
+    Places,
     RoutedCount,
     SourceCounts,
+    count_erased,
     count_sources,
 )
 from counterfoil.ledger.resent import AnyGroup, Cause, ResentGroup
 from counterfoil.positions import DirectoryId, FramePosition
 
-_DESTINATION = struct.Struct(">QQQQQ")
+_DESTINATION = struct.Struct(">QQQQQQ")
 _SPAN = struct.Struct(">QQ")
 
 Spans = tuple[tuple[int, int], ...]
@@ -51,26 +53,28 @@ class CarriedDestination(msgspec.Struct, frozen=True):
     """The last group of the last delivery that is folded; 0 is none."""
     skipped_groups: Spans = ()
     """The groups that it never got."""
+    erased: int = 0
+    """Rows that were erased, whatever they were before."""
 
     @property
     def open_rows(self) -> int:
         """Rows whose delivery is kept whole, because it reaches into groups that are kept."""
-        return self.routed - self.delivered - self.dead - self.skipped
+        return self.routed - self.delivered - self.dead - self.skipped - self.erased
 
     def has_skipped(self, group: int) -> bool:
         """Whether a group went before the destination got it."""
         return any(first <= group <= last for first, last in self.skipped_groups)
 
     def pack(self) -> bytes:
-        """Five numbers of 8 bytes, then two for each run of groups that were skipped."""
-        counts = (self.routed, self.delivered, self.dead, self.skipped, self.delivered_to)
+        """Six numbers of 8 bytes, then two for each run of groups that were skipped."""
+        counts = (self.routed, self.delivered, self.dead, self.skipped, self.delivered_to, self.erased)
         return _DESTINATION.pack(*counts) + b"".join(_SPAN.pack(*span) for span in self.skipped_groups)
 
     @classmethod
     def unpack(cls, packed: bytes) -> CarriedDestination:
-        routed, delivered, dead, skipped, delivered_to = _DESTINATION.unpack_from(packed)
+        routed, delivered, dead, skipped, delivered_to, erased = _DESTINATION.unpack_from(packed)
         spans = tuple(_SPAN.iter_unpack(packed[_DESTINATION.size :]))
-        return cls(routed, delivered, dead, skipped, delivered_to, spans)
+        return cls(routed, delivered, dead, skipped, delivered_to, spans, erased)
 
 
 class Carried(msgspec.Struct, frozen=True):
@@ -101,8 +105,11 @@ class Carried(msgspec.Struct, frozen=True):
         return sum(count.row_count for count in self.routed if count.is_for(destination))
 
 
-def carry_sources(carried: Carried, groups: Sequence[AnyGroup]) -> Carried:
-    """The balances of sources with the oldest groups that are kept; it counts every row of them."""
+def carry_sources(carried: Carried, groups: Sequence[AnyGroup], erased: Mapping[GroupNumber, Places]) -> Carried:
+    """The balances of sources with the oldest groups that are kept; it counts every row of them.
+
+    `erased` has for each group the places of rows that were erased.
+    """
     sources = dict(carried.sources)
     routed: Counter[tuple[str, tuple[str, ...] | None]] = Counter(
         {(count.source, count.destinations): count.row_count for count in carried.routed}
@@ -114,6 +121,8 @@ def carry_sources(carried: Carried, groups: Sequence[AnyGroup]) -> Carried:
             continue
         for counts in count_sources(group.frames, np.frombuffer(group.verdicts, np.uint8)):
             sources[counts.source] = sources.get(counts.source, SourceCounts(counts.source)).plus(counts)
+        for counts in count_erased(group, erased.get(group.number, ())):
+            sources[counts.source] = sources[counts.source].plus(counts)
         for count in group.routed:
             routed[count.source, count.destinations] += count.row_count
         for frame in {frame.position.directory: frame for frame in group.frames}.values():
@@ -149,6 +158,12 @@ def carry_destinations(
     )
 
 
+def upgrade_carried(packed: bytes) -> bytes:
+    """From formats before 4, in which nothing was erased."""
+    counts = 5 * 8
+    return packed[:counts] + bytes(8) + packed[counts:]
+
+
 def _pass_groups(
     side: CarriedDestination, name: str, state: DestinationState, groups: Sequence[AnyGroup]
 ) -> CarriedDestination:
@@ -181,5 +196,6 @@ def _fold(side: CarriedDestination, delivery: DeliveryRecord) -> CarriedDestinat
         side,
         delivered=side.delivered + delivery.delivered_rows,
         dead=side.dead + delivery.dead_rows,
+        erased=side.erased + delivery.erased_rows,
         delivered_to=delivery.last_group,
     )

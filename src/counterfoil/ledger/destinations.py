@@ -9,10 +9,11 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
+from typing import TypeVar
 
 import msgspec
 
-from counterfoil.ledger.carried import Carried
+from counterfoil.ledger.carried import Carried, CarriedDestination
 from counterfoil.ledger.records import (
     DeadLetter,
     DeadRow,
@@ -26,6 +27,7 @@ from counterfoil.ledger.records import (
     pack_delivery,
     unpack_dead,
     unpack_delivery,
+    upgrade_delivery,
 )
 from counterfoil.ledger.resent import (
     Cause,
@@ -121,6 +123,7 @@ class Destinations:
             cursor=record.last_group,
             delivered=state.delivered + record.delivered_rows,
             dead=state.dead + len(dead),
+            erased=state.erased + record.erased_rows,
         )
         self.put_state(batch, name, moved)
         return moved
@@ -164,6 +167,46 @@ class Destinations:
         self.put_state(batch, name, moved)
         return moved
 
+    def put_erased(
+        self, batch: Batch, name: str, delivered: Iterable[Seq], dead: Iterable[DeadLetter], side: CarriedDestination
+    ) -> tuple[DestinationState, CarriedDestination]:
+        """That rows leave what they were and are erased; its state from then on, and what is carried forward of it.
+
+        `delivered` are last seqs of rows that count as such. The records of their deliveries change with the state, or
+        the balances where a record is folded, so that who counts again comes to the same.
+        """
+        lowered: dict[GroupNumber, DeliveryRecord] = {}
+        state = self.states[name]
+        letters = tuple(dead)
+        changes = [(seq, 1, 0) for seq in delivered] + [(letter.seq, 0, 1) for letter in letters]
+        for seq, left_delivered, left_dead in changes:
+            record = self.delivery_of(name, group_of(seq))
+            if record is None:
+                side = _erased_of(side, left_delivered, left_dead)
+            else:
+                record = lowered.get(record.last_group, record)
+                lowered[record.last_group] = msgspec.structs.replace(
+                    record,
+                    delivered_rows=record.delivered_rows - left_delivered,
+                    dead_rows=record.dead_rows - left_dead,
+                    erased_rows=record.erased_rows + 1,
+                )
+            state = _erased_of(state, left_delivered, left_dead)
+        for record in lowered.values():
+            batch.put(DELIVERIES, _key(name, record.last_group), pack_delivery(record))
+        for letter in letters:
+            batch.delete(DEAD, _key(name, letter.seq))
+        self.put_state(batch, name, state)
+        return state, side
+
+    def put_copies_gone(self, batch: Batch, name: str, first_seqs: Iterable[Seq]) -> list[bytes]:
+        """Remove what copies there are of rows, whether they are dead or sent again; the keys of these."""
+        keys = [_key(name, seq) for seq in first_seqs]
+        there = [key for key, value in zip(keys, self._store.get_all(COPIES, keys), strict=True) if value is not None]
+        for key in there:
+            batch.delete(COPIES, key)
+        return there
+
     def put_dropped(self, batch: Batch, name: str, seqs: Iterable[int]) -> int:
         """Forget the copies of dead rows, which stay dead for good; how many letters that changed."""
         count = 0
@@ -180,6 +223,10 @@ class Destinations:
         self.states[name] = state
         pending = [number for number in self._resent.get(name, ()) if number > state.cursor]
         self._resent[name] = [*pending, resent.number] if resent is not None else pending
+
+    def remember_state(self, name: str, state: DestinationState) -> None:
+        """What was written is so from now on; no group was passed or added with it."""
+        self.states[name] = state
 
     def put_gone(self, batch: Batch, ended: Iterable[str], last: int) -> None:
         """Groups up to `last` go: so do the deliveries that end in them, and what was to be sent again and never is."""
@@ -237,6 +284,15 @@ class Destinations:
                 return
             yield unpack_resending(name, Seq(seq), GroupNumber(group), value)
 
+    def standing_seqs(self, name: str, first_seq: Seq) -> list[Seq]:
+        """The seqs by which a row counts here: its last, and each that it had before it was sent twice on purpose."""
+        last, standing = first_seq, []
+        for each in self.resendings(name, first_seq, first_seq):
+            if each.cause is Cause.AGAIN:
+                standing.append(last)
+            last = each.seq
+        return [*standing, last]
+
     def last_seq(self, name: str, first_seq: Seq) -> Seq:
         """The last `seq` that a row was given for this destination."""
         return max((each.seq for each in self.resendings(name, first_seq, first_seq)), default=first_seq)
@@ -250,6 +306,18 @@ class Destinations:
             yield numbers.unpack(key[len(prefix) :]), value
 
 
+_Counts = TypeVar("_Counts", DestinationState, CarriedDestination)
+
+
+def _erased_of(counts: _Counts, delivered: int, dead: int) -> _Counts:
+    return msgspec.structs.replace(
+        counts,
+        delivered=counts.delivered - delivered,
+        dead=counts.dead - dead,
+        erased=counts.erased + delivered + dead,
+    )
+
+
 def _key(name: str, *numbers: int) -> bytes:
     return name.encode() + b"\0" + b"".join(map(_U64.pack, numbers))
 
@@ -258,9 +326,13 @@ def _resent_key(name: str, number: int) -> bytes:
     return RESENT + name.encode() + b"/" + _U64.pack(number)
 
 
-def upgrade_destinations(store: Store, batch: Batch) -> None:
-    """From format 2: it knew no row that was sent again, and kept no copies."""
+def upgrade_destinations(store: Store, batch: Batch, version: int) -> None:
+    """From formats before 3, which knew no row that was sent again and kept no copies; before 4, no row was erased."""
+    added = bytes(_U64.size * (2 if version < 3 else 1))
     for key, value in store.items(FACTS, DESTINATION, DESTINATION):
-        batch.put(FACTS, key, value + _U64.pack(0))
-    for key, value in store.items(DEAD, b""):
-        batch.put(DEAD, key, value[: _U64.size] + key[-_U64.size :] + b"\0" + value[_U64.size :])
+        batch.put(FACTS, key, value + added)
+    if version < 3:
+        for key, value in store.items(DEAD, b""):
+            batch.put(DEAD, key, value[: _U64.size] + key[-_U64.size :] + b"\0" + value[_U64.size :])
+    for key, value in store.items(DELIVERIES, b""):
+        batch.put(DELIVERIES, key, upgrade_delivery(value))

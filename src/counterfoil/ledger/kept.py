@@ -24,9 +24,9 @@ from counterfoil.positions import DirectoryId, FramePosition, SegmentNumber
 SEGMENT = b"segment/"
 _MARK = b"mark/"
 _GONE = b"gone/group"
-_GONE_SOURCE = b"gone/source/"
+GONE_SOURCE = b"gone/source/"
 _GONE_ROUTED = b"gone/routed/"
-_GONE_DESTINATION = b"gone/destination/"
+GONE_DESTINATION = b"gone/destination/"
 _GONE_END = b"gone/end/"
 
 _U64 = struct.Struct(">Q")
@@ -60,14 +60,14 @@ class Kept:
                 self.last_group_of[DirectoryId(directory), SegmentNumber(number)] = _group(value)
             elif key.startswith(_MARK):
                 self.marks.append(AgeMark(_group(key[len(_MARK) :]), _U64.unpack(value)[0]))
-            elif key.startswith(_GONE_SOURCE):
-                name = key[len(_GONE_SOURCE) :].decode()
+            elif key.startswith(GONE_SOURCE):
+                name = key[len(GONE_SOURCE) :].decode()
                 sources[name] = unpack_counts(name, value)
             elif key.startswith(_GONE_ROUTED):
                 source, names = unpack_routed_key(key[len(_GONE_ROUTED) :])
                 routed.append(RoutedCount(source, names, _U64.unpack(value)[0]))
-            elif key.startswith(_GONE_DESTINATION):
-                destinations[key[len(_GONE_DESTINATION) :].decode()] = CarriedDestination.unpack(value)
+            elif key.startswith(GONE_DESTINATION):
+                destinations[key[len(GONE_DESTINATION) :].decode()] = CarriedDestination.unpack(value)
             elif key.startswith(_GONE_END):
                 ends[DirectoryId(key[len(_GONE_END) :])] = FramePosition.unpack(value)
         last, at_ms = _GONE_VALUE.unpack(facts[_GONE]) if _GONE in facts else (0, 0)
@@ -85,19 +85,29 @@ class Kept:
         """Whether a kept group holds the frame's segment."""
         return (frame.directory, frame.segment) in self.last_group_of
 
+    def put_side(self, batch: Batch, name: str, side: CarriedDestination) -> None:
+        """Write what is carried forward of a destination, where it changed; `remember_side` when that is written."""
+        if side != self.carried.of(name):
+            batch.put(FACTS, GONE_DESTINATION + name.encode(), side.pack())
+
+    def remember_side(self, name: str, side: CarriedDestination) -> None:
+        if side != self.carried.of(name):
+            destinations = {**self.carried.destinations, name: side}
+            self.carried = msgspec.structs.replace(self.carried, destinations=destinations)
+
     def put_carried(self, batch: Batch, carried: Carried) -> list[Segment]:
         """Remove groups that are kept, up to `carried.last_group`; the segments that no group names then."""
         batch.delete_range(GROUPS, _U64.pack(self.carried.oldest_group), _U64.pack(carried.oldest_group))
         batch.put(FACTS, _GONE, _GONE_VALUE.pack(carried.last_group, carried.at_ms))
         for source, counts in carried.sources.items():
             if counts != self.carried.sources.get(source):
-                batch.put(FACTS, _GONE_SOURCE + source.encode(), pack_counts(counts))
+                batch.put(FACTS, GONE_SOURCE + source.encode(), pack_counts(counts))
         for count in set(carried.routed) - set(self.carried.routed):
             key = pack_routed_key(count.source, count.destinations)
             batch.put(FACTS, _GONE_ROUTED + key, _U64.pack(count.row_count))
         for name, side in carried.destinations.items():
             if side != self.carried.of(name):
-                batch.put(FACTS, _GONE_DESTINATION + name.encode(), side.pack())
+                batch.put(FACTS, GONE_DESTINATION + name.encode(), side.pack())
         for directory, end in carried.ends.items():
             if end != self.carried.ends.get(directory):
                 batch.put(FACTS, _GONE_END + directory, end.pack())

@@ -1,47 +1,44 @@
 """The ledger: one writer, readers in other processes.
 
-The family `default` holds, big-endian:
-
-    key                                   value
-    format                                format version (2)
-    id                                    the ledger's UUID (16)
-    clock                                 time in ms (8), time observed running in ms (8)
-    generations                           a record of 20 bytes each, see `generations.py`
-    group                                 the last group's number (8)
-    source/NAME                           accepted, new, duplicate, conflict, blocked, test (8 each)
-    routed/SOURCE/SET                     new rows meant for a set of destinations (8); SET is the names joined by
-                                          commas, empty for none, * for every destination
-    reading/DIRECTORY                     where settle goes on reading (16)
-    destination/NAME                      start group, cursor, base, delivered, dead, again (8 each)
-    resent/NAME/GROUP                     nothing; a group of rows sent again that is not delivered yet
-    damage/POSITION                       bytes (8), reason; the position packed (16)
-    rebuilt/NAME                          the last group that a destination held when the ledger was rebuilt (8)
-    segment/DIRECTORY NUMBER              the last group that names a frame of a segment (8)
-    mark/GROUP                            time observed running (8) before which all groups up to this one were settled
-    gone/group                            the last group that is gone (8), when in ms (8)
-    gone/source/NAME, gone/routed/…, gone/destination/NAME, gone/end/DIRECTORY
-                                          balances carried forward of groups that are gone, see `carried.py`
-
-Counters are kept in memory by the writer and written whole: it is the only one, and RocksDB's merge is not at hand.
+The keys of its facts stand in `format.py`. Counters are kept in memory by the writer and written whole: it is the only
+one, and RocksDB's merge is not at hand.
 """
 
 from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
+import msgspec
+
 from counterfoil.contract.facts import Verdict
 from counterfoil.errors import LedgerDamaged, LedgerUnusable, LedgerWriteFailed
 from counterfoil.files import RealFiles
 from counterfoil.ledger.carried import Carried, carry_destinations, carry_sources
-from counterfoil.ledger.destinations import Destinations, upgrade_destinations
+from counterfoil.ledger.destinations import Destinations
+from counterfoil.ledger.erasures import ERASURE, Erasure, Erasures, MarkedRows, SubjectRow
+from counterfoil.ledger.format import (
+    CLOCK,
+    DAMAGE,
+    FORMAT,
+    GENERATIONS,
+    GROUP,
+    ID,
+    READING,
+    ROUTED,
+    SOURCE,
+    begin,
+    check,
+    made_id,
+    stored,
+    upgrade,
+)
 from counterfoil.ledger.generations import (
-    Generation,
     LedgerClock,
     pack_clock,
     pack_generations,
@@ -55,12 +52,10 @@ from counterfoil.ledger.kept import (
     Segment,
     pack_routed_key,
     put_mark,
-    put_segments,
     unpack_routed_key,
 )
 from counterfoil.ledger.records import (
     CONTENT_UNKNOWN,
-    FORMAT_VERSION,
     MS_A_DAY,
     ROWS_A_GROUP_MAX,
     Books,
@@ -72,6 +67,7 @@ from counterfoil.ledger.records import (
     DestinationState,
     FoundRow,
     GroupNumber,
+    Places,
     RoutedCount,
     RowCopy,
     Seq,
@@ -82,10 +78,10 @@ from counterfoil.ledger.records import (
     pack_damage,
     pack_group,
     pack_seen,
+    seq_of,
     settled_at_ms,
     unpack_counts,
     unpack_damage,
-    unpack_group,
     unpack_repeat,
     unpack_seen,
 )
@@ -100,22 +96,19 @@ from counterfoil.ledger.resent import (
     unpack_any,
 )
 from counterfoil.ledger.settings import LedgerSettings
-from counterfoil.ledger.store import FACTS, FAMILIES, GROUPS, Batch, Store, repeats_family, seen_family
+from counterfoil.ledger.store import (
+    FACTS,
+    FAMILIES,
+    GROUPS,
+    Batch,
+    Store,
+    repeats_family,
+    seen_family,
+)
 from counterfoil.positions import DirectoryId, FramePosition
 
 Mode = Literal["write", "read"]
 
-_FORMAT = b"format"
-_ID = b"id"
-_CLOCK = b"clock"
-_GENERATIONS = b"generations"
-_GROUP = b"group"
-_SOURCE = b"source/"
-_ROUTED = b"routed/"
-_READING = b"reading/"
-_DAMAGE = b"damage/"
-
-_U16 = struct.Struct(">H")
 _U64 = struct.Struct(">Q")
 
 _Routed = tuple[str, tuple[str, ...] | None]
@@ -129,6 +122,8 @@ class Ledger:
         self._horizon_ms = horizon_ms
         self._is_writer = is_writer
         self._lock = threading.Lock()
+        self._folding = threading.Lock()
+        """Held while groups are counted that go: nobody marks a row of them meanwhile."""
         self._failure: str | None = None
         self._load()
 
@@ -149,14 +144,14 @@ class Ledger:
             raise LedgerDamaged(f"{path}: the ledger that was made here is gone")
         store = Store(path, settings, is_writer=mode == "write")
         try:
-            if mode == "write" and store.get(FACTS, _FORMAT) is None:
+            if mode == "write" and store.get(FACTS, FORMAT) is None:
                 if made.exists():
                     raise LedgerDamaged(f"{path}: what the ledger held is gone")
-                _begin(store, ledger_id)
-            _check(store, path, ledger_id, is_writer=mode == "write")
+                begin(store, ledger_id)
+            check(store, path, ledger_id, is_writer=mode == "write")
             if mode == "write":
-                _upgrade(store)
-            if mode == "write" and _made_id(made) != ledger_id:
+                upgrade(store)
+            if mode == "write" and made_id(made) != ledger_id:
                 RealFiles().write_whole(made, f"{ledger_id}\n".encode())
             return cls(store, settings.horizon_days * MS_A_DAY, is_writer=mode == "write")
         except BaseException:
@@ -168,7 +163,7 @@ class Ledger:
         """A new ledger at `path`, where none is, whose first group is the one after `last_group`."""
         store = Store(path, settings, is_writer=True)
         try:
-            _begin(store, ledger_id, last_group)
+            begin(store, ledger_id, last_group)
             return cls(store, settings.horizon_days * MS_A_DAY, is_writer=True)
         except BaseException:
             store.close()
@@ -194,13 +189,13 @@ class Ledger:
     @classmethod
     def stored_last_group(cls, path: Path, settings: LedgerSettings) -> GroupNumber | None:
         """The number of the last group of the ledger at `path`, as far as it can be read; None when it can't."""
-        packed = _stored(path, settings, _GROUP)
+        packed = stored(path, settings, GROUP)
         return GroupNumber(_U64.unpack(packed)[0]) if packed else None
 
     @classmethod
     def stored_id(cls, path: Path, settings: LedgerSettings) -> UUID | None:
         """The id that the ledger at `path` has; None when it can't be read or there is none."""
-        packed = _stored(path, settings, _ID)
+        packed = stored(path, settings, ID)
         return UUID(bytes=packed) if packed else None
 
     def close(self) -> None:
@@ -217,9 +212,9 @@ class Ledger:
 
     def _load(self) -> None:
         facts = dict(self._store.items(FACTS, b""))
-        self._last_group = GroupNumber(_U64.unpack(facts[_GROUP])[0])
-        self._clock = unpack_clock(facts[_CLOCK])
-        self._generations = unpack_generations(facts[_GENERATIONS])
+        self._last_group = GroupNumber(_U64.unpack(facts[GROUP])[0])
+        self._clock = unpack_clock(facts[CLOCK])
+        self._generations = unpack_generations(facts[GENERATIONS])
         self._sources: dict[str, SourceCounts] = {}
         self._routed: dict[_Routed, int] = {}
         self._reading: dict[DirectoryId, FramePosition] = {}
@@ -227,17 +222,18 @@ class Ledger:
         self._damages: set[FramePosition] = set()
         self._damaged_deaths = 0
         self._kept = Kept(facts)
+        self._erasures = Erasures(self._store, facts, self._destinations, self._kept)
         for key, value in facts.items():
-            if key.startswith(_SOURCE):
-                name = key[len(_SOURCE) :].decode()
+            if key.startswith(SOURCE):
+                name = key[len(SOURCE) :].decode()
                 self._sources[name] = unpack_counts(name, value)
-            elif key.startswith(_ROUTED):
-                self._routed[unpack_routed_key(key[len(_ROUTED) :])] = _U64.unpack(value)[0]
-            elif key.startswith(_READING):
+            elif key.startswith(ROUTED):
+                self._routed[unpack_routed_key(key[len(ROUTED) :])] = _U64.unpack(value)[0]
+            elif key.startswith(READING):
                 position = FramePosition.unpack(value)
                 self._reading[position.directory] = position
-            elif key.startswith(_DAMAGE):
-                self._damages.add(FramePosition.unpack(key[len(_DAMAGE) :]))
+            elif key.startswith(DAMAGE):
+                self._damages.add(FramePosition.unpack(key[len(DAMAGE) :]))
 
     # What settle reads and writes
 
@@ -285,21 +281,23 @@ class Ledger:
                 clock = LedgerClock(group.settled_at_ms, clock.observed_ms)
                 self._put_group(batch, group.number, pack_group(group), clock)
                 named = self._kept.put_named(batch, group.frame_positions(), group.number)
+            marks = self._erasures.put_settled(batch, (seq_of(self._last_group + 1, place) for place in settled.erased))
             generation = self._generations[-1].number
             batch.put_all(seen_family(generation), settled.new_keys, settled.seen)
             batch.put_all(repeats_family(generation), settled.repeats, settled.repeat_verdicts)
             sources = self._added_sources(settled.source_counts)
             for counts in sources:
-                batch.put(FACTS, _SOURCE + counts.source.encode(), pack_counts(counts))
+                batch.put(FACTS, SOURCE + counts.source.encode(), pack_counts(counts))
             routed = self._added_routed(settled.group.routed if settled.group else ())
             for key, row_count in routed.items():
-                batch.put(FACTS, _ROUTED + pack_routed_key(*key), _U64.pack(row_count))
+                batch.put(FACTS, ROUTED + pack_routed_key(*key), _U64.pack(row_count))
             for position in settled.reading_positions:
-                batch.put(FACTS, _READING + position.directory, position.pack())
+                batch.put(FACTS, READING + position.directory, position.pack())
             _put_damages(batch, settled.damages)
             self._write(batch)
             self._last_group, self._clock = last_group, clock
             self._kept.last_group_of.update(named)
+            self._erasures.marks.update(marks)
             self._sources.update((counts.source, counts) for counts in sources)
             self._routed.update(routed)
             self._reading.update((position.directory, position) for position in settled.reading_positions)
@@ -314,8 +312,8 @@ class Ledger:
             for generation in plan.gone:
                 batch.erase(seen_family(generation.number))
                 batch.erase(repeats_family(generation.number))
-            batch.put(FACTS, _CLOCK, pack_clock(clock))
-            batch.put(FACTS, _GENERATIONS, pack_generations(plan.kept))
+            batch.put(FACTS, CLOCK, pack_clock(clock))
+            batch.put(FACTS, GENERATIONS, pack_generations(plan.kept))
             self._write(batch)
             self._clock, self._generations = clock, plan.kept
             self._store.shorten_log()
@@ -360,21 +358,24 @@ class Ledger:
         What of them a destination had not passed is skipped by it. The segments they name are nobody's after this, as
         far as no later group names them. Reads all these groups at once. Raises LedgerWriteFailed as `record` does.
         """
-        before = self._kept.carried
-        groups = self.groups(before.last_group, last - before.last_group)
-        assert groups[-1].number == last
-        # What counts rows is done before the lock is taken: nobody else changes these balances, and settle goes on.
-        carried = carry_sources(before, groups)
-        with self._lock:
-            ended = self._destinations.deliveries_within(before, last)
-            states = self._destinations.states
-            carried = carry_destinations(carried, groups, states, ended, self._clock.time_ms)
-            batch = self._batch()
-            unnamed = self._kept.put_carried(batch, carried)
-            self._destinations.put_gone(batch, {each.destination for each in ended}, last)
-            self._write(batch)
-            self._kept.forget(carried, unnamed)
-            self._destinations.forget(last)
+        with self._folding:
+            before = self._kept.carried
+            groups = self.groups(before.last_group, last - before.last_group)
+            assert groups[-1].number == last
+            # What counts rows is done before the lock is taken: nobody else changes these balances, and settle goes on.
+            carried = carry_sources(before, groups, self._erasures.marks)
+            with self._lock:
+                ended = self._destinations.deliveries_within(before, last)
+                states = self._destinations.states
+                carried = carry_destinations(carried, groups, states, ended, self._clock.time_ms)
+                batch = self._batch()
+                unnamed = self._kept.put_carried(batch, carried)
+                self._destinations.put_gone(batch, {each.destination for each in ended}, last)
+                self._erasures.put_gone(batch, last)
+                self._write(batch)
+                self._kept.forget(carried, unnamed)
+                self._destinations.forget(last)
+                self._erasures.forget(last)
 
     # What deliver reads and writes
 
@@ -451,18 +452,32 @@ class Ledger:
         damages: Iterable[DamageRecord] = (),
         commit: str,
         at_ms: int,
+        erased_rows: int = 0,
+        handed: Iterable[int] = (),
     ) -> None:
         """Move the copy of a destination's cursor to `last_group`, with what became of the rows up to there; flushed.
 
         `commit` is what the destination calls what it took; `damages` are settled frames that could not be read any
-        more, their rows among the dead. Raises LedgerWriteFailed as `record` does.
+        more, their rows among the dead. `erased_rows` were passed over because they were erased; of the rows `handed`
+        over, by seq, those that were erased since count as erased as well, whether they were delivered or are dead.
+        Raises LedgerWriteFailed as `record` does.
         """
-        dead_rows, damaged_frames = tuple(dead), tuple(damages)
+        named_dead, damaged_frames = tuple(dead), tuple(damages)
         with self._lock:
             assert first_group == self._destinations.states[name].cursor + 1
             assert first_group <= last_group <= self._last_group
+            marked_dead = self._erasures.marked_among((row.seq for row in named_dead), first_group, last_group)
+            late = self._erasures.marked_among(handed, first_group, last_group) - {row.seq for row in named_dead}
+            dead_rows = tuple(row for row in named_dead if row.seq not in marked_dead)
             record = DeliveryRecord(
-                name, GroupNumber(first_group), GroupNumber(last_group), delivered_rows, len(dead_rows), commit, at_ms
+                name,
+                GroupNumber(first_group),
+                GroupNumber(last_group),
+                delivered_rows - len(late),
+                len(dead_rows),
+                commit,
+                at_ms,
+                erased_rows + len(marked_dead) + len(late),
             )
             batch = self._batch()
             moved = self._destinations.put_delivery(batch, record, dead_rows)
@@ -491,7 +506,8 @@ class Ledger:
         """
         with self._lock:
             held = (row for row in rows if row.position is None or self._kept.is_named(row.position.frame))
-            named = tuple(self._destinations.fitting(name, cause, held))
+            unmarked = (row for row in held if not self._is_erased(row))
+            named = tuple(self._destinations.fitting(name, cause, unmarked))
             if not named:
                 return None
             assert len(named) <= ROWS_A_GROUP_MAX
@@ -515,6 +531,91 @@ class Ledger:
             if count:
                 self._write(batch)
             return count
+
+    def _is_erased(self, row: ResentRow) -> bool:
+        return self._erasures.is_marked(row.first_seq) or self._erasures.is_marked(row.last_seq)
+
+    # Erasing
+
+    def erasures(self) -> tuple[Erasure, ...]:
+        """All erasures that are remembered, in the order in which they were ordered."""
+        with self._lock:
+            return tuple(sorted(self._erasures.all.values(), key=lambda one: (one.asked_at_ms, one.id)))
+
+    def open_erasures(self, name: str) -> list[Erasure]:
+        """Those that a destination is to carry out now, oldest first."""
+        with self._lock:
+            return self._erasures.open_at(name)
+
+    def erased_places(self, group: int) -> Places:
+        """The places of rows of a group that were erased; none where it is not kept."""
+        return self._erasures.marks.get(GroupNumber(group), ())
+
+    def held_after(self, name: str) -> int | None:
+        """The last group that a destination may be handed until an erasure is done there; None when there is none."""
+        with self._lock:
+            return min((one.cut for one in self._erasures.all.values() if one.holds(name)), default=None)
+
+    def order_erasure(self, erasure: Erasure) -> None:
+        """Write down that a person's rows are to go; flushed. Raises LedgerWriteFailed as `record` does."""
+        with self._lock:
+            assert erasure.id not in self._erasures.all
+            self._put_erasure(self._batch(), erasure)
+
+    def change_erasure(self, erasure_id: UUID, change: Callable[[Erasure], Erasure]) -> Erasure:
+        """Write down how far an erasure is; flushed. Its subject goes with the change that makes it done.
+
+        Raises LedgerWriteFailed as `record` does.
+        """
+        with self._lock:
+            changed = change(self._erasures.all[erasure_id])
+            if changed.is_done:
+                changed = msgspec.structs.replace(changed, subject=None)
+            self._put_erasure(self._batch(), changed)
+        if changed.is_done:
+            self._store.let_go(FACTS, [ERASURE + erasure_id.bytes])
+        return changed
+
+    def cut_erasure(self, erasure_id: UUID) -> Erasure:
+        """Let an erasure be of the rows up to the last group there is now; flushed."""
+        return self.change_erasure(erasure_id, lambda one: msgspec.structs.replace(one, cut=self._last_group))
+
+    def mark_erased(self, rows: Iterable[SubjectRow]) -> MarkedRows:
+        """Let rows be erased: they leave what they were, at each destination, and nobody knows their keys; flushed.
+
+        Rows that were marked before are left out. A row that a destination is handed right now counts as erased when
+        the delivery is recorded. The keys are asked for by `key_hash`, and forgotten where they are these rows' own.
+        Raises LedgerWriteFailed as `record` does.
+        """
+        with self._folding, self._lock:
+            batch = self._batch()
+            left = self._erasures.put_erased(batch, rows, [generation.number for generation in self._generations])
+            sources = self._added_sources(left.sources)
+            for counts in sources:
+                batch.put(FACTS, SOURCE + counts.source.encode(), pack_counts(counts))
+            self._write(batch)
+            self._sources.update((counts.source, counts) for counts in sources)
+            self._erasures.remember_erased(left)
+        for family, keys in left.keys.items():
+            self._store.let_go(family, keys)
+        return left.counted
+
+    def book_held(self, name: str, seqs: Iterable[int]) -> None:
+        """Let the rows of a person's that a destination said it holds be erased there, if they are not yet; flushed.
+
+        These are rows that nobody else found: of groups that are gone, or sent again without a frame. Raises
+        LedgerWriteFailed as `record` does.
+        """
+        with self._folding, self._lock:
+            batch = self._batch()
+            left = self._erasures.put_held(batch, name, seqs)
+            self._write(batch)
+            self._erasures.remember_erased(left)
+
+    def _put_erasure(self, batch: Batch, erasure: Erasure) -> None:
+        forgotten = self._erasures.put(batch, erasure)
+        self._write(batch)
+        self._erasures.remember(erasure, forgotten)
 
     # What a rebuild writes
 
@@ -610,8 +711,8 @@ class Ledger:
 
     def damages(self) -> Iterable[DamageRecord]:
         """All damages of the queue that were met, in the order of their positions."""
-        for key, value in self._store.items(FACTS, _DAMAGE, _DAMAGE):
-            yield unpack_damage(FramePosition.unpack(key[len(_DAMAGE) :]), value)
+        for key, value in self._store.items(FACTS, DAMAGE, DAMAGE):
+            yield unpack_damage(FramePosition.unpack(key[len(DAMAGE) :]), value)
 
     def _destination_counts(self, name: str, state: DestinationState) -> DestinationCounts:
         return DestinationCounts(
@@ -622,6 +723,7 @@ class Ledger:
             delivered=state.delivered,
             dead=state.dead,
             skipped=self._kept.carried.of(name).skipped,
+            erased=state.erased,
         )
 
     def _meant_for(self, name: str) -> int:
@@ -645,8 +747,8 @@ class Ledger:
 
     def _put_group(self, batch: Batch, number: GroupNumber, packed: bytes, clock: LedgerClock) -> None:
         batch.put(GROUPS, _U64.pack(number), packed)
-        batch.put(FACTS, _GROUP, _U64.pack(number))
-        batch.put(FACTS, _CLOCK, pack_clock(clock))
+        batch.put(FACTS, GROUP, _U64.pack(number))
+        batch.put(FACTS, CLOCK, pack_clock(clock))
 
     def _added_sources(self, added: tuple[SourceCounts, ...]) -> list[SourceCounts]:
         assert all(counts.is_balanced for counts in added)
@@ -660,77 +762,7 @@ class Ledger:
         }
 
 
-def _stored(path: Path, settings: LedgerSettings, key: bytes) -> bytes | None:
-    try:
-        store = Store(path, settings, is_writer=False)
-    except LedgerUnusable:
-        return None
-    try:
-        return store.get(FACTS, key)
-    except LedgerUnusable:
-        return None
-    finally:
-        store.close()
-
-
-def _made_id(made: Path) -> UUID | None:
-    try:
-        return UUID(made.read_text().strip())
-    except (OSError, ValueError):
-        return None
-
-
-def _begin(store: Store, ledger_id: UUID, last_group: int = 0) -> None:
-    first = Generation(1, begun_ms=0, observed_ms=0)
-    batch = store.batch()
-    batch.put(FACTS, _FORMAT, _U16.pack(FORMAT_VERSION))
-    batch.put(FACTS, _ID, ledger_id.bytes)
-    batch.put(FACTS, _GROUP, _U64.pack(last_group))
-    if last_group:
-        # The groups before it are gone with the ledger that had them.
-        Kept({}).put_carried(batch, Carried(GroupNumber(last_group)))
-    batch.put(FACTS, _CLOCK, pack_clock(LedgerClock(0, 0)))
-    batch.put(FACTS, _GENERATIONS, pack_generations((first,)))
-    store.write(batch)
-
-
-def _check(store: Store, path: Path, ledger_id: UUID, *, is_writer: bool) -> None:
-    packed_format, packed_id = store.get(FACTS, _FORMAT), store.get(FACTS, _ID)
-    if packed_format is None or packed_id is None:
-        raise LedgerUnusable(f"{path}: there is no ledger here")
-    (version,) = _U16.unpack(packed_format)
-    if version > FORMAT_VERSION:
-        raise LedgerUnusable(
-            f"{path}: format version {version}, this Counterfoil reads versions up to {FORMAT_VERSION}"
-        )
-    if version < FORMAT_VERSION and not is_writer:
-        raise LedgerUnusable(
-            f"{path}: format version {version}; start the server once, it brings it to {FORMAT_VERSION}"
-        )
-    if packed_id != ledger_id.bytes:
-        raise LedgerUnusable(f"{path}: the ledger {UUID(bytes=packed_id)}, expected {ledger_id}")
-
-
-def _upgrade(store: Store) -> None:
-    """Bring an older format up to this one, in one batch."""
-    packed = store.get(FACTS, _FORMAT)
-    version = FORMAT_VERSION if packed is None else _U16.unpack(packed)[0]
-    if version == FORMAT_VERSION:
-        return
-    batch = store.batch()
-    if version < 2:
-        # It did not note which group names a segment last.
-        named: dict[Segment, GroupNumber] = {}
-        for key, value in store.items(GROUPS, b""):
-            group = unpack_group(GroupNumber(_U64.unpack(key)[0]), value)
-            named.update(((f.position.directory, f.position.segment), group.number) for f in group.frames)
-        put_segments(batch, named)
-    upgrade_destinations(store, batch)
-    batch.put(FACTS, _FORMAT, _U16.pack(FORMAT_VERSION))
-    store.write(batch)
-
-
 def _put_damages(batch: Batch, damages: Iterable[DamageRecord]) -> None:
     # By position: settle and each destination may meet the same damage, and it counts once.
     for damage in damages:
-        batch.put(FACTS, _DAMAGE + damage.position.pack(), pack_damage(damage))
+        batch.put(FACTS, DAMAGE + damage.position.pack(), pack_damage(damage))

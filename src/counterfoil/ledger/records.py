@@ -18,6 +18,7 @@ A row's `seq` is group * 65,536 + its place in the group.
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NewType
 
@@ -29,7 +30,7 @@ from counterfoil.contract.facts import FrameFacts, RowFlag, Verdict
 from counterfoil.errors import LedgerUnusable
 from counterfoil.positions import FramePosition, RowPosition
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 ROWS_A_GROUP_MAX = 65_536
 """A row's place in its group is the lower 16 bits of its `seq`."""
 
@@ -42,17 +43,20 @@ GroupNumber = NewType("GroupNumber", int)
 Seq = NewType("Seq", int)
 """A row's place in the one sequence of everything that was settled."""
 
+Places = tuple[int, ...]
+"""Places of rows in a group, ascending."""
+
 KIND_ROWS = 1
 
 _GROUP = struct.Struct(">BQIII")
 _FRAME = struct.Struct(">16sIIH")
 _SEEN = struct.Struct(">QQH")
 _REPEAT = struct.Struct(">BH")
-_DELIVERY = struct.Struct(">QQQQ")
+_DELIVERY = struct.Struct(">QQQQQ")
 _DEAD = struct.Struct(">QQB")
-_DESTINATION = struct.Struct(">QQQQQQ")
+_DESTINATION = struct.Struct(">QQQQQQQ")
 _DAMAGE = struct.Struct(">Q")
-_COUNTS = struct.Struct(">QQQQQQ")
+_COUNTS = struct.Struct(">QQQQQQQ")
 _VERDICTS = max(Verdict) + 1
 SEEN_BYTES = _SEEN.size
 MS_A_DAY = 86_400_000
@@ -157,6 +161,8 @@ class SourceCounts(msgspec.Struct, frozen=True):
     conflict: int = 0
     blocked: int = 0
     test: int = 0
+    erased: int = 0
+    """How many of these were erased since; they stay what they were as well."""
 
     @property
     def is_balanced(self) -> bool:
@@ -171,11 +177,12 @@ class SourceCounts(msgspec.Struct, frozen=True):
             self.conflict + other.conflict,
             self.blocked + other.blocked,
             self.test + other.test,
+            self.erased + other.erased,
         )
 
 
 class DestinationCounts(msgspec.Struct, frozen=True):
-    """A destination's side of the books: routed = delivered + dead + skipped + pending."""
+    """A destination's side of the books: routed = delivered + dead + skipped + erased + pending."""
 
     destination: str
     start_group: GroupNumber
@@ -187,10 +194,12 @@ class DestinationCounts(msgspec.Struct, frozen=True):
     dead: int
     skipped: int = 0
     """Rows that retention removed before it took them, while it was not in the configuration."""
+    erased: int = 0
+    """Rows that were erased, whatever they were before."""
 
     @property
     def pending(self) -> int:
-        return self.routed - self.delivered - self.dead - self.skipped
+        return self.routed - self.delivered - self.dead - self.skipped - self.erased
 
 
 class Books(msgspec.Struct, frozen=True):
@@ -259,6 +268,13 @@ class DeliveryRecord(msgspec.Struct, frozen=True):
     commit: str
     """What the destination calls it: a table version, a transaction."""
     at_ms: int
+    erased_rows: int = 0
+    """Rows of these groups that were erased before it or since: they count here and nowhere else."""
+
+    @property
+    def row_count(self) -> int:
+        """All rows of these groups that are meant for the destination."""
+        return self.delivered_rows + self.dead_rows + self.erased_rows
 
 
 class FoundRow(msgspec.Struct, frozen=True):
@@ -290,6 +306,8 @@ class Settled(msgspec.Struct, frozen=True):
     repeat_verdicts: list[bytes] = []
     """For each of the repeats the 3 bytes of `pack_repeat`."""
     damages: tuple[DamageRecord, ...] = ()
+    erased: Places = ()
+    """Rows of the group that were erased before; only a ledger that is rebuilt meets such rows."""
 
 
 def count_sources(
@@ -314,6 +332,17 @@ def count_sources(
         )
         for (source, number), of_source in zip(numbers.items(), counted.reshape(len(numbers), _VERDICTS), strict=True)
     )
+
+
+def count_erased(group: Group, places: Places) -> tuple[SourceCounts, ...]:
+    """How many of the rows at these places are whose."""
+    counted: dict[str, int] = {}
+    waiting = deque(places)
+    for frame, first in group.parts():
+        while waiting and waiting[0] < first + frame.row_count:
+            counted[frame.source] = counted.get(frame.source, 0) + 1
+            waiting.popleft()
+    return tuple(SourceCounts(source, erased=count) for source, count in counted.items())
 
 
 def pack_seen(seq: Seq, content_hash: int, day: int) -> bytes:
@@ -385,15 +414,21 @@ def unpack_routed(packed: bytes) -> tuple[RoutedCount, ...]:
 
 
 def pack_delivery(record: DeliveryRecord) -> bytes:
-    """First group, delivered rows, dead rows, time in ms (8 bytes each), then the commit's name."""
-    numbers = (record.first_group, record.delivered_rows, record.dead_rows, record.at_ms)
+    """First group, delivered, dead and erased rows, time in ms (8 bytes each), then the commit's name."""
+    numbers = (record.first_group, record.delivered_rows, record.dead_rows, record.erased_rows, record.at_ms)
     return _DELIVERY.pack(*numbers) + record.commit.encode()
 
 
 def unpack_delivery(destination: str, last_group: GroupNumber, packed: bytes) -> DeliveryRecord:
-    first_group, delivered_rows, dead_rows, at_ms = _DELIVERY.unpack_from(packed)
+    first_group, delivered_rows, dead_rows, erased_rows, at_ms = _DELIVERY.unpack_from(packed)
     commit = packed[_DELIVERY.size :].decode()
-    return DeliveryRecord(destination, first_group, last_group, delivered_rows, dead_rows, commit, at_ms)
+    return DeliveryRecord(destination, first_group, last_group, delivered_rows, dead_rows, commit, at_ms, erased_rows)
+
+
+def upgrade_delivery(packed: bytes) -> bytes:
+    """From formats before 4, in which nothing was erased."""
+    counts = 3 * 8
+    return packed[:counts] + bytes(8) + packed[counts:]
 
 
 def pack_dead(letter: DeadLetter) -> bytes:
@@ -417,10 +452,14 @@ class DestinationState(msgspec.Struct, frozen=True):
     dead: int
     again: int = 0
     """Rows that were sent twice on purpose; each time counts as routed."""
+    erased: int = 0
+    """Rows that were erased; they were delivered, dead or pending before."""
 
     def pack(self) -> bytes:
-        """Six numbers of 8 bytes."""
-        return _DESTINATION.pack(self.start_group, self.cursor, self.base, self.delivered, self.dead, self.again)
+        """Seven numbers of 8 bytes."""
+        return _DESTINATION.pack(
+            self.start_group, self.cursor, self.base, self.delivered, self.dead, self.again, self.erased
+        )
 
     @classmethod
     def unpack(cls, packed: bytes) -> DestinationState:
@@ -428,10 +467,10 @@ class DestinationState(msgspec.Struct, frozen=True):
 
 
 def pack_counts(counts: SourceCounts) -> bytes:
-    """Rows accepted, new, duplicate, conflict, blocked, test, 8 bytes each."""
+    """Rows accepted, new, duplicate, conflict, blocked, test, erased, 8 bytes each."""
     return _COUNTS.pack(
-        counts.accepted, counts.new, counts.duplicate, counts.conflict, counts.blocked, counts.test
-    )  # fmt: skip
+        counts.accepted, counts.new, counts.duplicate, counts.conflict, counts.blocked, counts.test, counts.erased
+    )
 
 
 def unpack_counts(source: str, packed: bytes) -> SourceCounts:

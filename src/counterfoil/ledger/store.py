@@ -75,6 +75,9 @@ _OPEN_TRIES = 5
 _CATCH_UP_TRIES = 100
 _AFTER_ALL_KEYS = b"\xff" * 32
 
+SPANS_MAX = 100
+"""Keys that are let go one by one: more, and all between the first and the last is rewritten."""
+
 READ_AT_OPENING_BYTES = MIB
 """How long the log may be when nothing much is written: reading it takes some 25 ms a MiB."""
 
@@ -400,6 +403,28 @@ class Store:
         try:
             for family in self._families.values():
                 family.flush(wait=False)
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            raise LedgerWriteFailed(f"{self._path}: {_said(error)}") from None
+
+    def let_go(self, family: Family, keys: Sequence[bytes]) -> None:
+        """Rewrite the files in which values of removed keys still lie, the log among them. Raises LedgerWriteFailed.
+
+        RocksDB only notes that a key is removed; its value goes when the files that hold it are rewritten.
+        """
+        if not keys:
+            return
+        handle = self._families[family]
+        spans = [(key, key + b"\0") for key in keys]
+        if len(keys) > SPANS_MAX:
+            spans = [(min(keys), max(keys) + b"\0")]
+        try:
+            # A log stays as long as any family has not sorted what it wrote there into files.
+            for each in self._families.values():
+                each.flush(wait=True)
+            for first, end in spans:
+                handle.compact_range(first, end)
         except Exception as error:
             if type(error) is not Exception:
                 raise

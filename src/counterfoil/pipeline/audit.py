@@ -35,8 +35,10 @@ from counterfoil.ledger import (
     Group,
     GroupFrame,
     Ledger,
+    Places,
     ResentGroup,
     SourceCounts,
+    count_erased,
     count_sources,
     seq_of,
 )
@@ -111,7 +113,7 @@ class HeldCount(msgspec.Struct, frozen=True):
 
 
 class AuditedDestination(msgspec.Struct, frozen=True):
-    """A destination's line: routed = delivered + dead + skipped + pending."""
+    """A destination's line: routed = delivered + dead + skipped + erased + pending."""
 
     destination: str
     routed: int
@@ -119,6 +121,8 @@ class AuditedDestination(msgspec.Struct, frozen=True):
     dead: int
     skipped: int
     """Rows that went before it took them, while it was not in the configuration."""
+    erased: int
+    """Rows that were erased, whatever they were before."""
     pending: int
     """Routed rows of the groups after the cursor."""
     counted: DestinationCounts
@@ -135,8 +139,9 @@ class AuditedDestination(msgspec.Struct, frozen=True):
     def is_balanced(self) -> bool:
         counted = self.counted
         return (
-            self.routed == self.delivered + self.dead + self.skipped + self.pending
+            self.routed == self.delivered + self.dead + self.skipped + self.erased + self.pending
             and (self.routed, self.delivered, self.dead) == (counted.routed, counted.delivered, counted.dead)
+            and self.erased == counted.erased
             and (self.missing, self.surplus, self.failure) == (0, 0, None)
         )
 
@@ -179,7 +184,8 @@ def audit(
         for directory, end in ledger.reading_positions().items()
     }
     known = frozenset(damage.position for damage in ledger.damages())
-    recount = _Recount(found, walks, known, carried, _Gone(last_gone or (lambda: ledger.carried().last_group)))
+    gone = _Gone(last_gone or (lambda: ledger.carried().last_group))
+    recount = _Recount(found, walks, known, carried, gone, ledger.erased_places)
     tallies = [_Tally(ledger, counts, (held or {}).get(counts.destination), found) for counts in books.destinations]
     rows = 0
     for group in _all_groups(ledger, found):
@@ -313,11 +319,13 @@ class _Recount:
         known_damages: frozenset[FramePosition],
         carried: Carried,
         gone: _Gone,
+        erased_places: Callable[[int], Places],
     ) -> None:
         self._found = found
         self._walks = walks
         self._known_damages = known_damages
         self._gone = gone
+        self._erased_places = erased_places
         self._accepted = Counter({source: counts.accepted for source, counts in carried.sources.items()})
         self._judged = dict(carried.sources)
 
@@ -325,7 +333,8 @@ class _Recount:
         """Count a group's rows."""
         frames = [self._frame(group, named) for named in group.frames]
         verdicts = np.frombuffer(group.verdicts, np.uint8)
-        for counts in count_sources(group.frames, verdicts):
+        erased = count_erased(group, self._erased_places(group.number))
+        for counts in (*count_sources(group.frames, verdicts), *erased):
             self._judged[counts.source] = self._judged.get(counts.source, SourceCounts(counts.source)).plus(counts)
         readable = [frame.facts for frame in frames if frame is not None]
         columns = set_columns(readable) if len(readable) == len(frames) else None
@@ -386,7 +395,7 @@ class _Tally:
         self._ledger = ledger
         carried = ledger.carried().of(counts.destination)
         self._routed, self._delivered, self._dead = carried.routed, carried.delivered, carried.dead
-        self._skipped, self._pending = carried.skipped, 0
+        self._skipped, self._erased, self._pending = carried.skipped, carried.erased, 0
         self._open_rows = carried.open_rows
         self._delivery = next(self._deliveries, None)
         self._next_first = max(counts.start_group, carried.delivered_to) + 1
@@ -400,6 +409,8 @@ class _Tally:
         self._asked_to = seq_of(max(self._reached, self._rebuilt_to) + 1, 0)
         self._missing = self._surplus = 0
         self._failure: str | None = None
+        # Until it has carried an erasure out it still holds rows that nobody expects of it any more.
+        self._is_erasing = any(each.is_open_at(counts.destination) for each in ledger.erasures())
         # One that was recorded after its groups had gone is folded with the next that go.
         while self._delivery is not None and self._delivery.last_group <= ledger.carried().last_group:
             self._close_delivery(self._delivery.last_group)
@@ -459,6 +470,10 @@ class _Tally:
         seqs = first_seq + np.flatnonzero(chosen)
         # A row that was sent again is held under its last seq, if at all.
         is_elsewhere = np.isin(seqs, self._dead_seqs) | np.isin(seqs, self._sent_again(first_seq, len(verdicts)))
+        are_erased = self._are_erased(seqs)
+        if self._is_erasing:
+            self._unknown.append(seqs[are_erased])
+        is_elsewhere |= are_erased
         if is_elsewhere.any():
             chosen[seqs[is_elsewhere] - first_seq] = False
         self._expected.append(seqs[~is_elsewhere])
@@ -469,13 +484,22 @@ class _Tally:
         found = self._ledger.resendings(self._counts.destination, first_seq, first_seq + row_count - 1)
         return np.array(sorted({each.first_seq for each in found}), np.int64)
 
+    def _are_erased(self, seqs: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows of one group were erased."""
+        places = self._ledger.erased_places(int(seqs[0]) // ROWS_A_GROUP_MAX) if len(seqs) else ()
+        return np.isin(seqs % ROWS_A_GROUP_MAX, places) if places else np.zeros(len(seqs), np.bool_)
+
     def _expect_resent(self, group: ResentGroup) -> None:
         name = self._counts.destination
+        erased = self._ledger.erased_places(group.number)
         expected = []
         for place, row in enumerate(group.rows):
             seq = group.seq_at(place)
             last_seq = max(each.seq for each in self._ledger.resendings(name, row.first_seq))
-            if seq == last_seq and self._ledger.dead_letter(name, seq) is None:
+            if place in erased:
+                if self._is_erasing:
+                    self._unknown.append(np.array([seq], np.int64))
+            elif seq == last_seq and self._ledger.dead_letter(name, seq) is None:
                 expected.append(seq)
                 self._expected_of[row.source] += 1
         self._expected.append(np.array(expected, np.int64))
@@ -491,7 +515,8 @@ class _Tally:
             return
         self._delivered += delivery.delivered_rows
         self._dead += delivery.dead_rows
-        if self._open_rows != delivery.delivered_rows + delivery.dead_rows:
+        self._erased += delivery.erased_rows
+        if self._open_rows != delivery.row_count:
             self._differs(delivery.first_group)
         self._open_rows = 0
         self._next_first = delivery.last_group + 1
@@ -556,6 +581,7 @@ class _Tally:
             delivered=self._delivered,
             dead=self._dead,
             skipped=self._skipped,
+            erased=self._erased,
             pending=self._pending,
             counted=self._counts,
             held=tuple(HeldCount(name, self._expected_of[name], self._held_of[name]) for name in names)
