@@ -13,7 +13,16 @@ from counterfoil.errors import FrameDamaged
 from counterfoil.positions import DirectoryId, FramePosition, SegmentNumber
 from counterfoil.queue import Damage, DamageKind, ReadResult
 from counterfoil.queue.erasure import indexes_of
-from counterfoil.queue.frame import Frame, Origin, draft_frame, erase_rows, parse_frame, seal_frame, sealed_bytes
+from counterfoil.queue.frame import (
+    Frame,
+    FrameDraft,
+    Origin,
+    draft_frame,
+    erase_rows,
+    parse_frame,
+    seal_frame,
+    sealed_bytes,
+)
 
 HEADER_BYTES = 64
 
@@ -25,6 +34,12 @@ class Row(msgspec.Struct, frozen=True):
     content: int = 0
     flags: RowFlag = RowFlag(0)
     destinations: tuple[str, ...] | None = None
+    user_id: str | None = None
+
+    def canonical(self) -> bytes:
+        """Its JSON."""
+        named = {} if self.user_id is None else {"userId": self.user_id}
+        return msgspec.json.encode({"event": "e", "distinctId": self.distinct_id, **named})
 
 
 def made_frame(
@@ -44,10 +59,20 @@ def sealed_frame(
     position: FramePosition, source: str, rows: Sequence[Row], *, received_at_ms: int, request_id: bytes
 ) -> bytes:
     """A frame as it lies in a segment."""
+    draft = made_draft(source, rows, received_at_ms=received_at_ms, request_id=request_id)
+    sealed = b"".join(seal_frame(draft, position, 0))
+    assert len(sealed) == sealed_bytes(draft)
+    return sealed
+
+
+def made_draft(
+    source: str, rows: Sequence[Row], *, received_at_ms: int = 1, request_id: bytes = bytes(16)
+) -> FrameDraft:
+    """A frame as a writer is handed it."""
     sets = sorted({row.destinations for row in rows if row.destinations is not None})
-    draft = draft_frame(
+    return draft_frame(
         origin=msgspec.json.encode(Origin(source, tuple(sets))),
-        rows=[msgspec.json.encode({"event": "e", "distinctId": row.distinct_id}) for row in rows],
+        rows=[row.canonical() for row in rows],
         key_hashes=[key_hash(key_prefix(source), row.distinct_id) for row in rows],
         content_hashes=[row.content.to_bytes(8, "little") for row in rows],
         destination_set=np.array(
@@ -57,9 +82,6 @@ def sealed_frame(
         received_at_ms=received_at_ms,
         request_id=request_id,
     )
-    sealed = b"".join(seal_frame(draft, position, 0))
-    assert len(sealed) == sealed_bytes(draft)
-    return sealed
 
 
 class MemoryQueue:

@@ -32,8 +32,8 @@ from counterfoil.destinations.interface import DeliveredRow, Delivery, Destinati
 from counterfoil.destinations.settings import DeliverySettings
 from counterfoil.errors import DestinationDown, DestinationRefused
 from counterfoil.failpoints import reach
-from counterfoil.ledger import Ledger
-from counterfoil.pipeline.handover import Handover
+from counterfoil.ledger import ROWS_A_GROUP_MAX, ErasedThere, Erasure, ErasureState, Ledger, Seq, group_of
+from counterfoil.pipeline.handover import Handed, Handover
 from counterfoil.queue import FrameSource
 
 GROUPS_AT_ONCE = 16
@@ -124,6 +124,7 @@ class Deliverer:
         self._look_for_room = look_for_room
         self._woken = threading.Event()
         self._failure_count = 0
+        self._erase_again_at = 0.0
         self._handover = Handover(destination.name, ledger, source)
         self._gathered = _Gathered()
 
@@ -165,7 +166,12 @@ class Deliverer:
         self._show(DeliveryStatus.RUNNING)
 
     def step(self) -> None:
-        """Gather, deliver when it is time, tend, or wait for what comes first. Raises as `Destination.deliver` does."""
+        """Gather, deliver when it is time, tend, or wait for what comes first. Raises as `Destination.deliver` does.
+
+        Where a person's rows are to be erased, that comes first.
+        """
+        if self._erase():
+            return
         is_full, is_all = self._gather()
         now = self._monotonic()
         if is_full or self._gathered.is_due(now, self._settings.batch_seconds):
@@ -181,22 +187,26 @@ class Deliverer:
     def _gather(self) -> tuple[bool, bool]:
         """Gather up to GROUPS_AT_ONCE more groups: whether there is no more room, and whether these were all.
 
-        After a failure there is room for one group with rows.
+        After a failure there is room for one group with rows. Where an erasure waits for this destination, later rows
+        wait for it too.
         """
         gathered, settings = self._gathered, self._settings
         is_probing = self._failure_count > 0
+        cut = self._ledger.held_after(self.name)
         groups = self._ledger.groups(gathered.last_group, GROUPS_AT_ONCE)
         for group in groups:
             row_count = group.routed_to(self.name)
             frame_bytes = group.frame_bytes if row_count else 0
+            if cut is not None and group.number > cut:
+                return False, True
             if gathered.first_group and (
                 len(gathered.rows) + row_count > settings.batch_rows
                 or gathered.frame_bytes + frame_bytes > settings.batch_bytes
                 or gathered.group_count >= EMPTY_GROUPS_MAX
             ):
                 return True, False
-            rows, dead = self._handover.rows_of(group) if row_count else ([], [])
-            gathered.add(group.number, rows, dead, frame_bytes, self._monotonic())
+            handed = self._handover.rows_of(group) if row_count else Handed()
+            gathered.add(group.number, handed, frame_bytes, self._monotonic())
             if is_probing and row_count:
                 return True, False
         is_full = len(gathered.rows) >= settings.batch_rows or gathered.frame_bytes >= settings.batch_bytes
@@ -212,7 +222,9 @@ class Deliverer:
         receipt = self._destination.deliver(Delivery(gathered.first_group, gathered.last_group, gathered.rows))
         took_seconds = self._monotonic() - began
         reach("deliver.before_cursor")
-        self._record(gathered.first_group, receipt, [*gathered.dead, *receipt.dead])
+        self._record(
+            gathered.first_group, receipt, [*gathered.dead, *receipt.dead], gathered.erased_rows, gathered.rows
+        )
         reach("deliver.after_cursor")
         self._gathered.last_group = receipt.last_group
         self._failure_count = 0
@@ -223,7 +235,14 @@ class Deliverer:
             row_count=receipt.row_count, dead_count=len(gathered.dead) + len(receipt.dead), seconds=took_seconds,
         )  # fmt: skip
 
-    def _record(self, first_group: int, receipt: Receipt, dead: Sequence[RefusedRow]) -> None:
+    def _record(
+        self,
+        first_group: int,
+        receipt: Receipt,
+        dead: Sequence[RefusedRow],
+        erased_rows: int,
+        handed: Sequence[DeliveredRow],
+    ) -> None:
         self._ledger.record_delivery(
             self.name,
             first_group=first_group,
@@ -233,7 +252,67 @@ class Deliverer:
             damages=self._handover.damages_of(dead),
             commit=receipt.commit,
             at_ms=self._clock_ms(),
+            erased_rows=erased_rows,
+            handed=(row.seq for row in handed),
         )
+
+    # Erasing
+
+    def _erase(self) -> bool:
+        """Have the destination remove the rows of whoever is to be erased; whether there was anybody.
+
+        Raises DestinationDown, and DestinationRefused where later rows may not go before: see `Erasure.holds`.
+        """
+        waiting = [one for one in self._ledger.open_erasures(self.name) if self._may_try(one)]
+        for erasure in waiting:
+            # What was gathered may hold rows of theirs.
+            self._gathered = _Gathered()
+            self._gathered.last_group = self._ledger.cursor(self.name)
+            assert erasure.subject is not None
+            try:
+                held = self._destination.seqs_of(erasure.subject)
+                if held is not None:
+                    self._ledger.book_held(self.name, held)
+                    self._note(erasure, ErasureState.WAITING, max(len(held), erasure.rows_at(self.name)))
+                reach("erase.before_destination")
+                self._destination.erase(erasure.subject)
+            except DestinationRefused as refused:
+                if self._destination.keeps_cursor:
+                    raise
+                # A receiver that does not know the message goes on being delivered to: it is told later, perhaps.
+                self._erase_again_at = self._monotonic() + REFUSED_SECONDS
+                self._note(erasure, ErasureState.REFUSED, None, str(refused))
+                log.error("erase.refused", destination=self.name, erasure=str(erasure.id), reason=str(refused))
+                continue
+            reach("erase.after_destination")
+            row_count = None if held is None else max(len(held), erasure.rows_at(self.name))
+            self._note(erasure, ErasureState.DONE, row_count)
+            log.info("erase.done", destination=self.name, erasure=str(erasure.id), row_count=row_count)
+        return bool(waiting)
+
+    def erase_once(self) -> None:
+        """Open the destination, have it remove what is to be erased, and close it; what stops it is noted."""
+        try:
+            self.open()
+            self._erase()
+        except (DestinationDown, DestinationRefused) as error:
+            self._note_waiting(str(error))
+        finally:
+            self._destination.close()
+
+    def _may_try(self, erasure: Erasure) -> bool:
+        is_refused = erasure.destinations[self.name].state is ErasureState.REFUSED
+        return not is_refused or self._monotonic() >= self._erase_again_at
+
+    def _note(self, erasure: Erasure, state: ErasureState, row_count: int | None, reason: str = "") -> None:
+        there = ErasedThere(state, row_count, reason)
+        if erasure.destinations[self.name] != there:
+            self._ledger.change_erasure(erasure.id, lambda one: one.at(self.name, there))
+
+    def _note_waiting(self, reason: str) -> None:
+        for erasure in self._ledger.open_erasures(self.name):
+            there = erasure.destinations[self.name]
+            self._note(erasure, there.state, there.row_count, reason)
 
     # After a crash
 
@@ -266,8 +345,10 @@ class Deliverer:
 
     def _catch_up(self, first_group: int, receipt: Receipt) -> None:
         """Record what the destination holds and the ledger does not know: a crash came between commit and cursor."""
-        routed = 0
-        dead = list(receipt.dead)
+        routed = erased_rows = 0
+        rows: list[DeliveredRow] = []
+        dead = [row for row in receipt.dead if not self._is_erased(row)]
+        refused_count = len(dead)
         # What is gone since then, while it was not set, is counted as skipped already, though it holds it.
         number = max(first_group - 1, self._ledger.carried().last_group)
         is_whole = number == first_group - 1
@@ -276,14 +357,23 @@ class Deliverer:
                 number = group.number
                 if row_count := group.routed_to(self.name):
                     routed += row_count
-                    dead += self._handover.rows_of(group)[1]
+                    handed = self._handover.rows_of(group)
+                    erased_rows += handed.erased_rows
+                    rows += handed.rows
+                    dead += handed.dead
         # A frame may have been damaged since: its rows were delivered all the same.
-        is_known = receipt.first_group == first_group and is_whole
-        dead_count = routed - receipt.row_count if is_known else min(routed, len(dead))
+        if receipt.first_group == first_group and is_whole:
+            # Of those that were erased since, it may hold some and count them.
+            dead_count = max(refused_count, routed - erased_rows - receipt.row_count)
+        else:
+            dead_count = routed - erased_rows
         dead = dead[:dead_count]
-        whole = msgspec.structs.replace(receipt, row_count=routed - len(dead))
-        self._record(first_group, whole, dead)
+        whole = msgspec.structs.replace(receipt, row_count=routed - erased_rows - len(dead))
+        self._record(first_group, whole, dead, erased_rows, rows)
         log.info("deliver.caught_up", destination=self.name, last_group=receipt.last_group, row_count=whole.row_count)
+
+    def _is_erased(self, row: RefusedRow) -> bool:
+        return row.seq % ROWS_A_GROUP_MAX in self._ledger.erased_places(group_of(Seq(row.seq)))
 
     # Failing
 
@@ -297,6 +387,7 @@ class Deliverer:
         self._show(DeliveryStatus.REFUSED if is_refused else DeliveryStatus.DOWN, str(error))
         if self._observer is not None:
             self._observer.not_committed(self.name, is_refused=is_refused)
+        self._note_waiting(str(error))
         tell = log.error if is_refused else log.warning
         tell(
             "deliver.refused" if is_refused else "deliver.down",
@@ -318,21 +409,23 @@ class _Gathered:
         self.group_count = 0
         self.rows: list[DeliveredRow] = []
         self.dead: list[RefusedRow] = []
+        self.erased_rows = 0
         self.frame_bytes = 0
         self._began = 0.0
         self._first_row_at: float | None = None
 
-    def add(self, group: int, rows: list[DeliveredRow], dead: list[RefusedRow], frame_bytes: int, now: float) -> None:
+    def add(self, group: int, handed: Handed, frame_bytes: int, now: float) -> None:
         """Take a group."""
         if not self.first_group:
             # Not the group's own number: those between may be gone, while this destination was not set.
             self.first_group, self._began = self.last_group + 1, now
-        if self._first_row_at is None and (rows or dead):
+        if self._first_row_at is None and (handed.rows or handed.dead or handed.erased_rows):
             self._first_row_at = now
         self.last_group = group
         self.group_count += 1
-        self.rows += rows
-        self.dead += dead
+        self.rows += handed.rows
+        self.dead += handed.dead
+        self.erased_rows += handed.erased_rows
         self.frame_bytes += frame_bytes
 
     def is_due(self, now: float, batch_seconds: float) -> bool:

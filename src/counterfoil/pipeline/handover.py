@@ -42,7 +42,15 @@ DAMAGED = "damaged"
 
 log = structlog.get_logger()
 
-_Rows = tuple[list[DeliveredRow], list[RefusedRow]]
+
+class Handed(msgspec.Struct, frozen=True):
+    """The rows of a group that are for a destination."""
+
+    rows: list[DeliveredRow] = []
+    dead: list[RefusedRow] = []
+    """Those that are beyond reading."""
+    erased_rows: int = 0
+    """Those that were erased: nobody is handed them any more."""
 
 
 class Handover:
@@ -53,8 +61,8 @@ class Handover:
         self._ledger = ledger
         self._source = source
 
-    def rows_of(self, group: AnyGroup) -> _Rows:
-        """The rows of a group that are for this destination, and those of them that are beyond reading; by seq."""
+    def rows_of(self, group: AnyGroup) -> Handed:
+        """The rows of a group that are for this destination, by seq."""
         return self._resent_rows(group) if isinstance(group, ResentGroup) else self._settled_rows(group)
 
     def dead_rows(self, refused: Iterable[RefusedRow]) -> list[DeadRow]:
@@ -83,11 +91,12 @@ class Handover:
 
     # Rows as they came in
 
-    def _settled_rows(self, group: Group) -> _Rows:
+    def _settled_rows(self, group: Group) -> Handed:
         rows: list[DeliveredRow] = []
         dead: list[RefusedRow] = []
         damaged: list[int] = []
-        erased_count = 0
+        erased_rows = 0
+        marked = _marked(self._ledger, group)
         verdicts = np.frombuffer(group.verdicts, np.uint8)
         for part, place in group.parts():
             is_new = verdicts[place : place + part.row_count] == Verdict.NEW
@@ -101,17 +110,19 @@ class Handover:
                 damaged += (np.flatnonzero(is_new) + first_seq).tolist()
                 continue
             indexes = self._indexes(frame, is_new)
+            are_erased = marked[place : place + part.row_count] if marked is not None else None
             if frame.facts.has_erased:
-                are_erased = frame.facts.are_erased
-                erased_count += int(are_erased[indexes].sum())
+                are_erased = frame.facts.are_erased if are_erased is None else are_erased | frame.facts.are_erased
+            if are_erased is not None:
+                erased_rows += int(are_erased[indexes].sum())
                 indexes = [index for index in indexes if not are_erased[index]]
             taken, unreadable = delivered_rows(frame, indexes, first_seq)
             rows += taken
             dead += unreadable
         # Which rows of a damaged frame were meant for whom can't be read any more; how many, the group says.
-        missing = group.routed_to(self._name) - len(rows) - len(dead) - erased_count
+        missing = group.routed_to(self._name) - len(rows) - len(dead) - erased_rows
         dead += [RefusedRow(seq, DAMAGED) for seq in damaged[:missing]]
-        return rows, dead
+        return Handed(rows, dead, erased_rows)
 
     def _indexes(self, frame: Frame, is_new: NDArray[np.bool_]) -> list[int]:
         if frame.facts.destination_sets:
@@ -123,23 +134,29 @@ class Handover:
 
     # Rows that are sent again
 
-    def _resent_rows(self, group: ResentGroup) -> _Rows:
+    def _resent_rows(self, group: ResentGroup) -> Handed:
         rows: list[DeliveredRow] = []
         dead: list[RefusedRow] = []
+        erased_rows = 0
+        marked = self._ledger.erased_places(group.number)
         frames = FrameCache(self._source)
         for place, named in enumerate(group.rows):
             seq = group.seq_at(place)
+            if place in marked:
+                erased_rows += 1
+                continue
             found = self._found(named, frames)
             if found is None:
                 dead.append(RefusedRow(seq, DAMAGED))
                 continue
             frame, index = found
             if frame.facts.is_erased(index):
+                erased_rows += 1
                 continue
             taken, unreadable = delivered_rows(frame, [index], seq - index)
             rows += [msgspec.structs.replace(row, first_seq=named.first_seq) for row in taken]
             dead += unreadable
-        return rows, dead
+        return Handed(rows, dead, erased_rows)
 
     def _found(self, named: ResentRow, frames: FrameCache) -> tuple[Frame, int] | None:
         if named.position is None:
@@ -163,6 +180,16 @@ class Handover:
             yield from (None for _ in places)
         else:
             yield from group.positions_of(places)
+
+
+def _marked(ledger: Ledger, group: Group) -> NDArray[np.bool_] | None:
+    """Shape (n,): whether each row of a group was erased; None where none was."""
+    places = ledger.erased_places(group.number)
+    if not places:
+        return None
+    marked = np.zeros(group.row_count, np.bool_)
+    marked[list(places)] = True
+    return marked
 
 
 class FrameCache:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from uuid import UUID
 
 import msgspec
 
+from counterfoil.contract.subject import Subject
 from counterfoil.failpoints import reach
-from counterfoil.ledger import Cause, Ledger, ResentRow
+from counterfoil.ledger import Cause, ErasedThere, Erasure, ErasureState, Ledger, ResentRow
 
 ROWS_AN_ORDER_MAX = 10_000
 BYTES_AN_ORDER_MAX = 16 * 1024 * 1024
@@ -41,7 +43,14 @@ class DropDead(msgspec.Struct, frozen=True, tag="drop_dead"):
     seqs: tuple[int, ...]
 
 
-Order = SendAgain | DropDead
+class Erase(msgspec.Struct, frozen=True, tag="erase"):
+    """Erase a person's rows everywhere. Carried out is only that it is written down: the rest goes on beside."""
+
+    id: UUID
+    subject: Subject
+
+
+Order = SendAgain | DropDead | Erase
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
@@ -59,8 +68,14 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 Answer = Done | Refused
 
 
-def carry_out(ledger: Ledger, order: Order, now_ms: int) -> Answer:
-    """Do what an order says. Raises LedgerWriteFailed: nothing of it was done."""
+def carry_out(ledger: Ledger, order: Order, now_ms: int, set_names: Iterable[str] = ()) -> Answer:
+    """Do what an order says; `set_names` are the destinations that are set.
+
+    Raises LedgerWriteFailed: nothing of it was done.
+    """
+    if isinstance(order, Erase):
+        ledger.order_erasure(_erasure(ledger, order, now_ms, set(set_names)))
+        return Done(0)
     if order.destination not in ledger.destinations():
         return Refused(f"{order.destination}: the ledger knows no destination of this name")
     match order:
@@ -77,11 +92,20 @@ def carry_out(ledger: Ledger, order: Order, now_ms: int) -> Answer:
             return Done(group.row_count if group else 0)
 
 
+def _erasure(ledger: Ledger, order: Erase, now_ms: int, set_names: set[str]) -> Erasure:
+    states = {
+        name: ErasedThere(ErasureState.WAITING if name in set_names else ErasureState.NOT_SET)
+        for name in ledger.destinations()
+    }
+    return Erasure(order.id, now_ms, order.subject, states)
+
+
 class OrderDesk:
     """Where orders wait for settle's thread."""
 
-    def __init__(self, ledger: Ledger, clock_ms: Callable[[], int]) -> None:
+    def __init__(self, ledger: Ledger, clock_ms: Callable[[], int], set_names: Iterable[str]) -> None:
         self._ledger = ledger
+        self._set_names = tuple(set_names)
         self._clock_ms = clock_ms
         self._waiting: queue.SimpleQueue[_Ticket] = queue.SimpleQueue()
 
@@ -103,7 +127,7 @@ class OrderDesk:
                 ticket = self._waiting.get_nowait()
             except queue.Empty:
                 return row_count
-            ticket.answer = carry_out(self._ledger, ticket.order, self._clock_ms())
+            ticket.answer = carry_out(self._ledger, ticket.order, self._clock_ms(), self._set_names)
             if isinstance(ticket.answer, Done):
                 row_count += ticket.answer.row_count
             ticket.done.set()

@@ -26,7 +26,8 @@ from counterfoil.ledger import Ledger
 from counterfoil.lifeline import Lifeline
 from counterfoil.pipeline.control import ControlServer
 from counterfoil.pipeline.deliver import Deliverer, DeliveryState
-from counterfoil.pipeline.orders import OrderDesk
+from counterfoil.pipeline.erasing import Eraser
+from counterfoil.pipeline.orders import Answer, Order, OrderDesk
 from counterfoil.pipeline.replacements import Replacements
 from counterfoil.pipeline.retention import Retention, tell_unset
 from counterfoil.pipeline.room import Room
@@ -193,11 +194,26 @@ def make_pipeline(
         ledger.register_destination(each.name, from_oldest=each.start == "oldest")
     deliverers = [make_deliverer(each, task, ledger_id, ledger, queue, metrics, line) for each in task.destinations]
     tell_unset(ledger, [each.name for each in task.destinations])
-    retention = Retention(ledger, queue, [each.name for each in task.destinations], task.queue.retention_days)
+    names = [each.name for each in task.destinations]
+    gate = threading.Lock()
+    retention = Retention(ledger, queue, names, task.queue.retention_days, gate)
+
+    def wake_deliverers() -> None:
+        for each in deliverers:
+            each.wake()
+
+    eraser = Eraser(ledger, queue, (), gate, on_marked=wake_deliverers)
     settler = Settler(queue, ledger, task.pipeline, _clock_ms)
     replacements = Replacements(ledger, queue, _clock_ms)
-    desk = OrderDesk(ledger, _clock_ms)
-    control = ControlServer(task.data_dir, desk.submit)
+    desk = OrderDesk(ledger, _clock_ms, names)
+
+    def submit(order: Order) -> Answer:
+        answer = desk.submit(order)
+        # Settle wakes the others when it has made a group; this order makes none.
+        eraser.wake()
+        return answer
+
+    control = ControlServer(task.data_dir, submit)
 
     def settle_step() -> int:
         if ordered := desk.work():
@@ -208,7 +224,7 @@ def make_pipeline(
             metrics.settled(time.monotonic() - began)
         return row_count + replacements.step()
 
-    return Pipeline(settle_step, [*deliverers, retention, control], poll_seconds=task.pipeline.poll_ms / 1000)
+    return Pipeline(settle_step, [*deliverers, retention, eraser, control], poll_seconds=task.pipeline.poll_ms / 1000)
 
 
 def make_deliverer(

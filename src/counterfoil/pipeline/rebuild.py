@@ -305,7 +305,9 @@ class _GroupHeld(msgspec.Struct, frozen=True):
 
     number: GroupNumber
     seqs: NDArray[np.int64]
+    """Of those that were not erased."""
     is_held: NDArray[np.bool_]
+    erased_rows: int
 
 
 def _claim_held(
@@ -325,6 +327,7 @@ def _claim_held(
             dead=[DeadRow(Seq(seq), NOT_HELD) for seq in group.seqs[~group.is_held].tolist()],
             commit=COMMIT,
             at_ms=at_ms,
+            erased_rows=group.erased_rows,
         )
     ledger.note_rebuilt(name, rebuilt_to)
 
@@ -380,13 +383,17 @@ class _Compared:
         verdicts = np.frombuffer(group.verdicts, np.uint8)
         seqs: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         keys: list[bytes] = []
+        erased_rows = 0
         for part, place in group.parts():
             facts = self._source.fetch(part.position).facts
-            is_new = (verdicts[place : place + part.row_count] == Verdict.NEW) & ~facts.are_erased
-            chosen = set_columns([facts]).are_for(self._name) & is_new
+            is_new = verdicts[place : place + part.row_count] == Verdict.NEW
+            meant = set_columns([facts]).are_for(self._name) & is_new
+            chosen = meant & ~facts.are_erased
+            erased_rows += int(meant.sum() - chosen.sum())
             seqs.append(seq_of(group.number, place) + np.flatnonzero(chosen))
             keys += packed_items(facts.key_hashes[chosen])
-        return _GroupHeld(group.number, np.concatenate(seqs), self._held.are_held(self._number, keys))
+        is_held = self._held.are_held(self._number, keys)
+        return _GroupHeld(group.number, np.concatenate(seqs), is_held, erased_rows)
 
 
 def _add_known_keys(ledger: Ledger, held: HeldKeys, now_ms: int) -> int:

@@ -109,12 +109,23 @@ class Retention:
 
     name = "retention"
 
-    def __init__(self, ledger: Ledger, shelf: SegmentShelf, destinations: Iterable[str], retention_days: float) -> None:
-        """`destinations`: the names of those that are set; each is registered in the ledger."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        shelf: SegmentShelf,
+        destinations: Iterable[str],
+        retention_days: float,
+        gate: threading.Lock | None = None,
+    ) -> None:
+        """`destinations`: the names of those that are set; each is registered in the ledger.
+
+        Nothing is removed while somebody else holds the `gate`.
+        """
         self._ledger = ledger
         self._shelf = shelf
         self._destinations = tuple(destinations)
         self._retention_ms = int(retention_days * MS_A_DAY)
+        self._gate = gate or threading.Lock()
 
     def wake(self) -> None:
         """`run` looks for itself whether it is to stop."""
@@ -128,6 +139,14 @@ class Retention:
     def step(self) -> bool:
         """Remove a part of what may go; whether there is more. Raises LedgerWriteFailed, LedgerUnusable."""
         self._ledger.mark_age(self._retention_ms // MARKS_A_RETENTION)
+        if not self._gate.acquire(blocking=False):
+            return False
+        try:
+            return self._remove_some()
+        finally:
+            self._gate.release()
+
+    def _remove_some(self) -> bool:
         facts = self._facts()
         plan = plan_retention(facts)
         last_group = min(plan.last_group, facts.last_gone + GROUPS_A_STEP)

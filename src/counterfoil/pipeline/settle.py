@@ -30,6 +30,8 @@ from counterfoil.ledger import (
     GroupNumber,
     Ledger,
     Settled,
+    SourceCounts,
+    count_erased,
     count_sources,
 )
 from counterfoil.pipeline.routes import set_columns
@@ -135,7 +137,9 @@ def settle_group(number: int, frames: Sequence[Frame], seen: Seen, settled_at_ms
     facts = [frame.facts for frame in frames]
     key_hashes = np.concatenate([each.key_hashes for each in facts])
     content_hashes = np.concatenate([each.content_hashes for each in facts])
-    judged = judge_rows(key_hashes, content_hashes, np.concatenate([each.flags for each in facts]), seen)
+    flags = np.concatenate([each.flags for each in facts])
+    judged = judge_rows(key_hashes, content_hashes, flags, seen)
+    erased = tuple(np.flatnonzero(flags & np.uint8(RowFlag.ERASED)).tolist())
     day = min(settled_at_ms // MS_A_DAY, DAY_MAX)
     first_seq = number * ROWS_A_GROUP_MAX
 
@@ -150,22 +154,28 @@ def settle_group(number: int, frames: Sequence[Frame], seen: Seen, settled_at_ms
     repeat_verdicts["verdict"] = judged.verdicts[judged.repeat_rows]
     repeat_verdicts["day"] = day
 
-    return Settled(
-        group=Group(
-            number=GroupNumber(number),
-            frames=tuple(
-                GroupFrame(each.position, each.facts.source, each.facts.row_count, each.frame_bytes) for each in frames
-            ),
-            verdicts=judged.verdicts.tobytes(),
-            routed=set_columns(facts).count(judged.verdicts == Verdict.NEW),
-            settled_at_ms=settled_at_ms,
+    group = Group(
+        number=GroupNumber(number),
+        frames=tuple(
+            GroupFrame(each.position, each.facts.source, each.facts.row_count, each.frame_bytes) for each in frames
         ),
+        verdicts=judged.verdicts.tobytes(),
+        routed=set_columns(facts).count(judged.verdicts == Verdict.NEW),
+        settled_at_ms=settled_at_ms,
+    )
+    erased_counts = {counts.source: counts for counts in count_erased(group, erased)}
+    return Settled(
+        group=group,
         reading_positions=(),
-        source_counts=count_sources(facts, judged.verdicts),
+        source_counts=tuple(
+            counts.plus(erased_counts.get(counts.source, SourceCounts(counts.source)))
+            for counts in count_sources(facts, judged.verdicts)
+        ),
         new_keys=packed_items(key_hashes[judged.new_rows]),
         seen=packed_items(new),
         repeats=packed_items(repeats),
         repeat_verdicts=packed_items(repeat_verdicts),
+        erased=erased,
     )
 
 

@@ -1,0 +1,357 @@
+"""Erasing: the rows of a person leave ledger and queue, and destinations are asked to let them go.
+
+One erasure after the other, on a thread of its own. What is meant are the rows that came before it was ordered; each
+step may be cut off anywhere and is gone through again by the next life:
+
+    1. The segments that are written to are closed, and settle passes them.
+    2. Every kept group is gone through, and the rows are marked (`Ledger.mark_erased`): from then on nobody is handed
+       them. At the cut the last groups have been gone through; a destination waits with later ones until it is done.
+    3. The rows' bytes leave the segments. Meanwhile each destination carries its part out, on its own thread, before
+       its next delivery (`Deliverer`).
+
+Where a row of the person's came in while 2 went on, its segment is not closed: then it goes on with 1 once more. After
+ROUNDS_MAX of that, what comes in while it goes on is erased with the rest.
+
+Retention stands still while groups or segments are gone through, and only then: an erasure that waits for a disk with
+room must not be what keeps it full.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from counterfoil.contract.facts import Verdict, key_hash, key_prefix
+from counterfoil.contract.subject import UNREADABLE_ERRORS, Subject
+from counterfoil.errors import FrameDamaged
+from counterfoil.failpoints import reach
+from counterfoil.ledger import (
+    Erasure,
+    Group,
+    Ledger,
+    MarkedRows,
+    ResentGroup,
+    RowCopy,
+    SubjectRow,
+    group_of,
+    seq_of,
+)
+from counterfoil.pipeline.handover import FrameCache
+from counterfoil.positions import DirectoryId, FramePosition, SegmentNumber
+from counterfoil.queue import ErasingShelf, FrameSource
+
+ROUNDS_MAX = 5
+ROWS_A_STEP = 500
+"""Rows that are marked in one batch: settle and deliveries wait for it."""
+
+POLL_SECONDS = 0.2
+AGAIN_SECONDS = 60.0
+"""After a disk that is full or can't be read, it is tried again after this time."""
+
+_GROUPS_AT_ONCE = 16
+
+log = structlog.get_logger()
+
+
+class ErasableQueue(FrameSource, ErasingShelf, Protocol):
+    """The queue, of which rows are read and erased."""
+
+
+class Interrupted(Exception):
+    """The process is to stop."""
+
+
+class Eraser:
+    """Carries erasures out in ledger and queue; `run` is its thread's work."""
+
+    name = "erase"
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        queue: ErasableQueue,
+        sources: Iterable[str],
+        gate: threading.Lock,
+        *,
+        on_marked: Callable[[], None] = lambda: None,
+        settle: Callable[[], object] | None = None,
+    ) -> None:
+        """`sources`: the names of those that are set; rows of others are found, too.
+
+        `gate` is held while groups or segments are gone through, and by whoever removes any. `on_marked` is called when
+        destinations have something to do. `settle` settles some more where no other thread does.
+        """
+        self._ledger = ledger
+        self._queue = queue
+        self._sources = tuple(sources)
+        self._gate = gate
+        self._on_marked = on_marked
+        self._settle = settle
+        self._woken = threading.Event()
+
+    def wake(self) -> None:
+        """There may be an erasure, or `run` is to stop."""
+        self._woken.set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Carry out what is ordered until `stop` is set and `wake` called. Raises LedgerWriteFailed, LedgerUnusable."""
+        while not stop.is_set():
+            self._woken.clear()
+            try:
+                while self.step(stop.is_set):
+                    pass
+            except Interrupted:
+                return
+            except OSError as problem:
+                log.error("erase.waits", errno=problem.errno, wait_seconds=AGAIN_SECONDS)
+                stop.wait(AGAIN_SECONDS)
+                continue
+            self._woken.wait()
+
+    def step(self, is_stopped: Callable[[], bool] = lambda: False) -> bool:
+        """Carry out the oldest erasure that is open here; whether there was one.
+
+        Raises Interrupted, OSError where the disk does not let it, LedgerWriteFailed and LedgerUnusable.
+        """
+        erasure = next((one for one in self._ledger.erasures() if not one.is_blanked), None)
+        if erasure is None:
+            return False
+        assert erasure.subject is not None
+        search = _Search(self._ledger, self._queue, erasure.subject, self._sources)
+        if not erasure.is_marked:
+            erasure = self._mark(erasure, search, is_stopped)
+            self._on_marked()
+        self._blank(erasure, search, is_stopped)
+        log.info("erase.blanked", erasure=str(erasure.id))
+        return True
+
+    # Marking
+
+    def _mark(self, erasure: Erasure, search: _Search, is_stopped: Callable[[], bool]) -> Erasure:
+        marked = MarkedRows(0, 0, 0)
+        for _ in range(ROUNDS_MAX):
+            segments = self._closed(is_stopped)
+            with self._gate:
+                marked = _sum(marked, self._mark_found(search.rows_up_to_now()))
+                reach("erase.before_cut")
+                cut = self._ledger.cut_erasure(erasure.id).cut
+                marked = _sum(marked, self._mark_found(search.rows_up_to(cut)))
+                marked = _sum(marked, self._mark_found(search.rows_without_groups()))
+            reach("erase.after_cut")
+            if all(_is_within(position, segments) for position in search.positions()):
+                break
+        else:
+            segments = self._closed(is_stopped)
+
+        def change(one: Erasure) -> Erasure:
+            return msgspec.structs.replace(
+                one,
+                is_marked=True,
+                segments={directory.hex(): int(number) for directory, number in segments.items()},
+                row_count=one.row_count + marked.row_count,
+                key_count=one.key_count + marked.key_count,
+                dead_count=one.dead_count + marked.dead_count,
+            )
+
+        changed = self._ledger.change_erasure(erasure.id, change)
+        reach("erase.after_marks")
+        return changed
+
+    def _closed(self, is_stopped: Callable[[], bool]) -> dict[DirectoryId, SegmentNumber]:
+        """Close what is written to, and wait until it is settled; the last segment of each directory that is."""
+        live = self._queue.live_segments()
+        closing = {
+            directory: live.get(directory) or SegmentNumber(self._queue.durable_end(directory).segment - 1)
+            for directory in self._queue.directories()
+        }
+        waiting = {directory: number for directory, number in closing.items() if number > 0}
+        while waiting:
+            reading = self._ledger.reading_positions()
+            waiting = {
+                directory: number
+                for directory, number in waiting.items()
+                if not (self._queue.roll(directory, number) and _has_passed(reading.get(directory), number))
+            }
+            if waiting:
+                self._wait(is_stopped)
+        return closing
+
+    def _wait(self, is_stopped: Callable[[], bool]) -> None:
+        if self._settle is not None:
+            self._settle()
+        elif not is_stopped():
+            self._woken.clear()
+            self._woken.wait(POLL_SECONDS)
+        if is_stopped():
+            raise Interrupted
+
+    def _mark_found(self, rows: Iterable[SubjectRow]) -> MarkedRows:
+        marked = MarkedRows(0, 0, 0)
+        waiting: list[SubjectRow] = []
+        for row in rows:
+            waiting.append(row)
+            if len(waiting) >= ROWS_A_STEP:
+                marked = _sum(marked, self._ledger.mark_erased(waiting))
+                waiting = []
+        return _sum(marked, self._ledger.mark_erased(waiting)) if waiting else marked
+
+    # The queue
+
+    def _blank(self, erasure: Erasure, search: _Search, is_stopped: Callable[[], bool]) -> None:
+        assert erasure.subject is not None
+        with self._gate:
+            # What an earlier life marked has to be found again: the frames keep the verdicts.
+            for _ in search.rows_up_to(erasure.cut):
+                pass
+        damaged_frames = 0
+        for directory, number in self._segments(erasure):
+            if is_stopped():
+                raise Interrupted
+            with self._gate:
+                found = self._queue.erase(directory, number, erasure.subject, search.verdict_of)
+            reach("erase.between_segments")
+            damaged_frames += found.damaged
+            if found.rows:
+                self._count_blanked(erasure, found.rows)
+        self._ledger.change_erasure(
+            erasure.id, lambda one: msgspec.structs.replace(one, is_blanked=True, damaged_frames=damaged_frames)
+        )
+
+    def _count_blanked(self, erasure: Erasure, row_count: int) -> None:
+        def change(one: Erasure) -> Erasure:
+            return msgspec.structs.replace(
+                one, blanked_rows=one.blanked_rows + row_count, blanked_segments=one.blanked_segments + 1
+            )
+
+        self._ledger.change_erasure(erasure.id, change)
+
+    def _segments(self, erasure: Erasure) -> Iterator[tuple[DirectoryId, SegmentNumber]]:
+        for name, last in erasure.segments.items():
+            directory = DirectoryId(bytes.fromhex(name))
+            if directory in self._queue.directories():
+                yield from ((directory, each) for each in self._queue.segment_numbers(directory) if each <= last)
+
+
+class _Search:
+    """The rows of a subject in groups that are kept, and what the ledger keeps of others."""
+
+    def __init__(self, ledger: Ledger, queue: FrameSource, subject: Subject, sources: Iterable[str]) -> None:
+        self._ledger = ledger
+        self._queue = queue
+        self._subject = subject
+        self._sources = sources
+        self._reached = 0
+        self._verdicts: dict[FramePosition, dict[int, Verdict]] = {}
+
+    def verdict_of(self, position: FramePosition, row_index: int) -> Verdict | None:
+        """The verdict of a row that was found; None of one that was not."""
+        return self._verdicts.get(position, {}).get(row_index)
+
+    def positions(self) -> Iterable[FramePosition]:
+        """The frames in which rows were found."""
+        return self._verdicts
+
+    def rows_up_to_now(self) -> Iterator[SubjectRow]:
+        """The rows of the groups that are there when it ends, or nearly: others go on settling."""
+        for _ in range(ROUNDS_MAX):
+            yield from self.rows_up_to(self._ledger.last_group())
+
+    def rows_up_to(self, last: int) -> Iterator[SubjectRow]:
+        """The rows of the groups up to `last` that were not gone through yet."""
+        while self._reached < last:
+            groups = self._ledger.groups(self._reached, min(_GROUPS_AT_ONCE, last - self._reached))
+            if not groups or groups[0].number > last:
+                self._reached = last
+            for group in groups:
+                if group.number <= last:
+                    yield from self._resent(group) if isinstance(group, ResentGroup) else self._settled(group)
+                    self._reached = group.number
+
+    def rows_without_groups(self) -> Iterator[SubjectRow]:
+        """Rows whose groups are gone, of which the ledger still keeps a key or a copy."""
+        for source in sorted({*self._sources, *(each.source for each in self._ledger.books().sources)}):
+            if self._subject.distinct_id is not None and self._subject.source in (None, source):
+                hashed = key_hash(key_prefix(source), self._subject.distinct_id)
+                for found in self._ledger.lookup(hashed):
+                    if found.position is None:
+                        yield SubjectRow(found.seq, source, found.verdict is Verdict.NEW, key_hash=hashed)
+        for name in self._ledger.destinations():
+            for letter in self._ledger.dead_letters(name):
+                if self._ledger.is_gone(group_of(letter.first_seq)):
+                    copy = self._ledger.copy_of(name, letter.first_seq)
+                    if copy is not None and self._subject.is_row(copy.source, copy.row):
+                        yield SubjectRow(letter.first_seq, copy.source, key_hash=_key_of(copy.source, copy.row))
+
+    def _settled(self, group: Group) -> Iterator[SubjectRow]:
+        for part, place in group.parts():
+            if self._subject.source not in (None, part.source):
+                continue
+            try:
+                frame = self._queue.fetch(part.position)
+            except FrameDamaged:
+                # Counted when its segment is gone through.
+                continue
+            if not self._subject.may_be_in(frame.rows):
+                continue
+            facts = frame.facts
+            for index in range(facts.row_count):
+                if not self._subject.is_row(part.source, frame.row(index)) or facts.is_erased(index):
+                    continue
+                verdict = Verdict(group.verdicts[place + index])
+                self._verdicts.setdefault(part.position, {})[index] = verdict
+                yield SubjectRow(
+                    seq_of(group.number, place + index),
+                    part.source,
+                    verdict is Verdict.NEW,
+                    facts.destinations_of(int(facts.destination_set[index])),
+                    facts.key_hashes[index].tobytes(),
+                )
+
+    def _resent(self, group: ResentGroup) -> Iterator[SubjectRow]:
+        """Those whose first group is gone; the others are found there."""
+        frames = FrameCache(self._queue)
+        for named in group.rows:
+            if not self._ledger.is_gone(group_of(named.first_seq)):
+                continue
+            if named.position is None:
+                copy: RowCopy | None = self._ledger.copy_of(group.destination, named.first_seq)
+                row = None if copy is None else copy.row
+            else:
+                frame = frames.fetch(named.position.frame)
+                row = None if frame is None else frame.row(named.position.row_index)
+            if row is not None and self._subject.is_row(named.source, row):
+                yield SubjectRow(named.first_seq, named.source, key_hash=_key_of(named.source, row))
+
+
+class _Named(msgspec.Struct, frozen=True, gc=False):
+    """What of a canonical row makes its key."""
+
+    distinctId: str  # noqa: N815
+
+
+def _key_of(source: str, row: bytes) -> bytes | None:
+    try:
+        return key_hash(key_prefix(source), _decode(row).distinctId)
+    except UNREADABLE_ERRORS:
+        return None
+
+
+_decode = msgspec.json.Decoder(_Named).decode
+
+
+def _has_passed(reading: FramePosition | None, number: SegmentNumber) -> bool:
+    return reading is not None and reading.segment > number
+
+
+def _is_within(position: FramePosition, segments: Mapping[DirectoryId, SegmentNumber]) -> bool:
+    return position.segment <= segments.get(position.directory, 0)
+
+
+def _sum(one: MarkedRows, other: MarkedRows) -> MarkedRows:
+    return MarkedRows(
+        one.row_count + other.row_count, one.key_count + other.key_count, one.dead_count + other.dead_count
+    )

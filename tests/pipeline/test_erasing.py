@@ -1,0 +1,405 @@
+"""A person's rows are erased: queue, ledger and destinations forget them, the books stand, and all others stay."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import patch
+from uuid import UUID
+
+import pytest
+
+from counterfoil import failpoints
+from counterfoil.contract.facts import RowFlag
+from counterfoil.contract.subject import Subject
+from counterfoil.destinations.settings import DeliverySettings
+from counterfoil.errors import DestinationDown, DestinationRefused
+from counterfoil.files import RealFiles
+from counterfoil.ledger import DestinationCounts, Erasure, ErasureState, Ledger
+from counterfoil.ledger.settings import LedgerSettings
+from counterfoil.pipeline.audit import audit
+from counterfoil.pipeline.dead import DeadFilter, find_dead, plan_retry
+from counterfoil.pipeline.deliver import Deliverer
+from counterfoil.pipeline.erasing import Eraser
+from counterfoil.pipeline.orders import Done, Erase, carry_out
+from counterfoil.pipeline.rebuild import Places, put_in_place, rebuild
+from counterfoil.pipeline.replay import Replay, ReplayFilter
+from counterfoil.pipeline.retention import Retention
+from counterfoil.pipeline.settings import PipelineSettings
+from counterfoil.pipeline.settle import Settler
+from counterfoil.pipeline.trace import DeliveryState, trace
+from counterfoil.queue.reader import QueueReader
+from tests.destinations.lake import LEDGER
+from tests.destinations.memory import MemoryDestination
+from tests.pipeline.frames import Row, made_draft
+from tests.queue.lives import Life
+
+SMALL = LedgerSettings(cache_bytes=8 * 1024 * 1024, write_buffer_bytes=4 * 1024 * 1024)
+ORDER = UUID(int=5)
+PERSON = "person-that-goes"
+ALICE = Subject(distinct_id=PERSON)
+
+
+class Hook(MemoryDestination):
+    """A destination that can't be asked, and that notes who it was told of."""
+
+    keeps_cursor = False
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.told: list[Subject] = []
+        self.refusal: Exception | None = None
+
+    def seqs_of(self, subject: Subject) -> None:
+        return None
+
+    def erase(self, subject: Subject) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.told.append(subject)
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+def crash_now() -> None:
+    raise Crash
+
+
+class House:
+    """A queue on disk, a ledger, a table and a receiver; everything but the process outlives a crash."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.lake, self.hook = MemoryDestination("lake"), Hook("hook")
+        self.now_ms = 1_000
+        self.life = Life(root, RealFiles())
+        self.start()
+
+    def start(self) -> None:
+        """A life of the pipeline begins."""
+        self.ledger = Ledger.open(self.root / "ledger", SMALL, LEDGER, mode="write")
+        self.queue = QueueReader(self.root / "queue", RealFiles(), self.root / "quarantine")
+        for each in (self.lake, self.hook):
+            self.ledger.register_destination(each.name)
+        self.settler = Settler(self.queue, self.ledger, PipelineSettings(group_rows=2), self.clock_ms)
+        self.deliverers = {each.name: self.deliverer(each) for each in (self.lake, self.hook)}
+        self.gate = threading.Lock()
+        self.waits = 0
+        self.eraser = Eraser(self.ledger, self.queue, ["web"], self.gate, settle=self.settle_while_waited_for)
+
+    def deliverer(self, destination: MemoryDestination) -> Deliverer:
+        settings = DeliverySettings(name=destination.name, batch_seconds=0)
+        return Deliverer(destination, self.ledger, self.queue, settings, clock_ms=self.clock_ms)
+
+    def clock_ms(self) -> int:
+        self.now_ms += 1
+        return self.now_ms
+
+    def crash(self) -> None:
+        """The pipeline's process ends and begins again; the writer goes on."""
+        self.ledger.close()
+        self.start()
+
+    def receive(self, *rows: Row | str, source: str = "web") -> None:
+        """Let rows be flushed, in one frame."""
+        made = [Row(row) if isinstance(row, str) else row for row in rows]
+        self.life.tail.write([made_draft(source, made, received_at_ms=self.clock_ms())])
+
+    def settle(self) -> None:
+        while self.settler.step():
+            pass
+
+    def settle_while_waited_for(self) -> None:
+        self.waits += 1
+        assert self.waits < 20, "it waits for what nobody does"
+        self.settle()
+
+    def deliver(self, *names: str) -> None:
+        """Hand over all there is, and carry out what is to be erased there."""
+        for name in names or ("lake", "hook"):
+            deliverer = self.deliverers[name]
+            deliverer.open()
+            for _ in range(30):
+                deliverer.wake()
+                deliverer.step()
+
+    def order(self, subject: Subject = ALICE, order_id: UUID = ORDER) -> None:
+        answer = carry_out(self.ledger, Erase(order_id, subject), self.clock_ms(), ["lake", "hook"])
+        assert isinstance(answer, Done)
+
+    def roll_and_erase(self) -> None:
+        """What the thread of the eraser does; the writer rolls as it is asked to."""
+        if self.queue.live_segments():
+            self.life.roll()
+        while self.eraser.step():
+            pass
+
+    def erase_and_deliver(self) -> None:
+        self.roll_and_erase()
+        self.deliver()
+
+    def erasure(self) -> Erasure:
+        return self.ledger.erasures()[-1]
+
+    def counts(self, name: str) -> DestinationCounts:
+        return next(each for each in self.ledger.books().destinations if each.destination == name)
+
+    def shown(self, name: str) -> tuple[int, int, int, int, int]:
+        """Routed, delivered, dead, erased and pending rows."""
+        counts = self.counts(name)
+        return counts.routed, counts.delivered, counts.dead, counts.erased, counts.pending
+
+    def assert_balanced(self) -> None:
+        found = audit(self.ledger, self.queue, {"lake": self.lake.held})
+        assert found.is_balanced, (found.differences, found.destinations, found.sources)
+
+    def files_with(self, text: str) -> list[str]:
+        """The files of the data directory in which a text stands."""
+        paths = [path for path in self.root.rglob("*") if path.is_file()]
+        return [str(path.relative_to(self.root)) for path in paths if text.encode() in path.read_bytes()]
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    one = House(tmp_path)
+    yield one
+    one.life.end()
+    one.ledger.close()
+
+
+def fill(house: House) -> None:
+    """The person's rows everywhere: delivered, dead, dead for good, sent again, refused, not meant and pending."""
+    house.lake.refuses = {PERSON: "nul", "other": "nul"}
+    house.receive(PERSON, "other", "b")
+    house.settle()
+    house.deliver("lake")
+    house.lake.refuses = {}
+    house.receive(Row(PERSON), Row(PERSON, 1), "c", Row("t", flags=RowFlag.TEST))
+    house.receive(PERSON, "d", source="app")
+    house.receive(Row(PERSON, destinations=("hook",)), "e", source="shop")
+    house.life.roll()
+    house.settle()
+    house.deliver("lake")
+    house.receive(Row(PERSON, flags=RowFlag.BLOCKED), Row("f"), source="late")
+    house.receive(PERSON, "g", source="later")
+    house.settle()
+
+
+def assert_gone(house: House) -> None:
+    """Nothing is left of the person, everybody else is everywhere once, and the books stand."""
+    house.deliver()
+    house.assert_balanced()
+    erasure = house.erasure()
+    assert erasure.is_done
+    assert erasure.subject is None
+    assert sorted(house.lake.ids()) == ["b", "c", "d", "e", "f", "g"]
+    assert sorted(house.hook.ids()) == ["b", "c", "d", "e", "f", "g", "other"]
+    assert house.hook.told[0] == ALICE
+    assert house.files_with(PERSON) == []
+    assert house.shown("lake") == (10, 6, 1, 3, 0)
+    assert house.shown("hook") == (11, 7, 0, 4, 0)
+    assert sum(each.erased for each in house.ledger.books().sources) == 7
+    names = ["web", "app", "shop", "late", "later"]
+    assert trace(house.ledger, house.queue, names, PERSON).rows == ()
+    assert [each.letter.first_seq for each in find_dead(house.ledger, house.queue, DeadFilter())] == [65_537]
+    replay = Replay(house.ledger, house.queue, house.counts("lake"), house.lake.held, ReplayFilter())
+    assert list(replay.orders()) == []
+    assert replay.unreadable == 0
+
+
+def test_a_person_goes_from_everywhere(house: House) -> None:
+    """Delivered, dead and pending rows count as erased; no file holds the id; all other rows are as they were."""
+    fill(house)
+    house.order()
+    house.roll_and_erase()
+    erasure = house.erasure()
+    assert (erasure.row_count, erasure.dead_count, erasure.blanked_rows) == (7, 1, 7)
+    assert erasure.destinations["lake"].state is ErasureState.WAITING
+    assert_gone(house)
+
+
+def test_a_row_sent_again_after_that_is_new(house: House) -> None:
+    """What is erased is forgotten: the same row counts and is delivered like any other."""
+    fill(house)
+    house.order()
+    house.roll_and_erase()
+    house.deliver()
+    house.receive(PERSON)
+    house.settle()
+    house.deliver()
+    assert house.lake.ids().count(PERSON) == 1
+    (row,) = trace(house.ledger, house.queue, ["web"], PERSON).rows
+    assert [each.state for each in row.deliveries] == [DeliveryState.DELIVERED] * 2
+    house.assert_balanced()
+
+
+POINTS = [
+    "erase.before_cut",
+    "erase.after_cut",
+    "erase.after_marks",
+    "erase.between_segments",
+    "erase.between_segments=2",
+    "erase.before_destination",
+    "erase.after_destination",
+]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_cut_off_anywhere_it_goes_on(house: House, point: str) -> None:
+    """The process ends at any point: the next life finds the order, and comes to the same end."""
+    fill(house)
+    house.order()
+    failpoints.arm(point, crash_now)
+    try:
+        with pytest.raises(Crash):
+            house.erase_and_deliver()
+    finally:
+        failpoints.arm("")
+    house.crash()
+    house.assert_balanced()
+    house.roll_and_erase()
+    assert_gone(house)
+
+
+def test_a_delivery_that_is_under_way(house: House) -> None:
+    """Rows that a destination takes while they are marked count as erased, and are removed before its next delivery."""
+    house.receive(PERSON, "a")
+    house.receive("b")
+    house.settle()
+
+    def erase_meanwhile(_: object) -> None:
+        house.lake.after = lambda _: None
+        house.order()
+        house.roll_and_erase()
+
+    house.lake.after = erase_meanwhile
+    house.deliver()
+    assert house.lake.ids() == ["a", "b"]
+    assert house.shown("lake") == (3, 2, 0, 1, 0)
+    house.assert_balanced()
+    assert house.erasure().is_done
+
+
+def test_what_it_took_before_a_crash_and_nobody_noted(house: House) -> None:
+    """The table holds a delivery that the ledger never heard of, the person in it: it catches up, then erases."""
+    house.receive(PERSON, "a")
+    house.settle()
+    failpoints.arm("deliver.before_cursor", crash_now)
+    try:
+        with pytest.raises(Crash):
+            house.deliver("lake")
+    finally:
+        failpoints.arm("")
+    house.crash()
+    house.order()
+    house.roll_and_erase()
+    assert house.lake.ids() == [PERSON, "a"]
+    house.deliver()
+    assert house.lake.ids() == ["a"]
+    assert house.shown("lake") == (2, 1, 0, 1, 0)
+    house.assert_balanced()
+
+
+def test_later_rows_wait_until_it_is_done_there(house: House) -> None:
+    """What a table removes are all rows of the person's: those that come later are handed to it after that."""
+    house.receive(PERSON, "a")
+    house.settle()
+    house.deliver()
+    house.order()
+    house.life.roll()
+    assert house.eraser.step()
+    house.receive(PERSON, "b")
+    house.settle()
+    assert house.shown("lake") == (4, 1, 0, 1, 2)
+    house.deliver()
+    assert house.lake.ids() == ["a", PERSON, "b"]
+    house.assert_balanced()
+
+
+def test_a_destination_that_is_down_does_it_when_it_is_back(house: House) -> None:
+    """The order stays and says why; queue and ledger are done without it."""
+    fill(house)
+    house.order()
+    house.roll_and_erase()
+
+    def is_down() -> None:
+        raise DestinationDown("lake: nobody listens there")
+
+    with patch.object(house.lake, "open", is_down):
+        house.deliverers["lake"].erase_once()
+    there = house.erasure().destinations["lake"]
+    assert (there.state, there.reason) == (ErasureState.WAITING, "lake: nobody listens there")
+    house.crash()
+    assert_gone(house)
+
+
+def test_a_receiver_that_refuses_the_message_goes_on(house: House) -> None:
+    """It gets later rows all the same, and is told again later; until then the order is open."""
+    house.receive(PERSON, "a")
+    house.settle()
+    house.deliver()
+    house.hook.refusal = DestinationRefused("hook: it answered 400")
+    house.order()
+    house.roll_and_erase()
+    house.receive("b")
+    house.settle()
+    house.deliver()
+    assert house.hook.ids() == [PERSON, "a", "b"]
+    there = house.erasure().destinations["hook"]
+    assert (there.state, there.reason) == (ErasureState.REFUSED, "hook: it answered 400")
+    assert house.erasure().subject == ALICE
+    house.hook.refusal = None
+    house.crash()
+    house.deliver()
+    assert house.erasure().is_done
+    assert house.hook.told == [ALICE]
+
+
+def test_dead_letters_of_groups_that_are_gone(house: House) -> None:
+    """Their copies go, too, and rows that wait to be sent again from them are handed to nobody."""
+    house.lake.refuses = {PERSON: "nul", "a": "nul"}
+    house.receive(Row(PERSON, user_id="u7"), "a")
+    house.receive(Row("another-id", user_id="u7"), source="app")
+    house.settle()
+    house.deliver()
+    house.life.roll()
+    house.receive("b")
+    house.settle()
+    Retention(house.ledger, house.queue, ["lake", "hook"], 0).step()
+    assert house.ledger.carried().last_group == 2
+    for retry in plan_retry(find_dead(house.ledger, house.queue, DeadFilter())):
+        carry_out(house.ledger, retry, house.clock_ms())
+    house.lake.refuses = {}
+    house.order(Subject(user_id="u7"))
+    house.roll_and_erase()
+    house.deliver()
+    assert sorted(house.lake.ids()) == ["a", "b"]
+    assert house.files_with(PERSON) == []
+    assert house.erasure().is_done
+    assert house.shown("lake") == (4, 2, 0, 2, 0)
+    house.assert_balanced()
+
+
+def test_a_rebuilt_ledger_knows_what_was_erased(house: House) -> None:
+    """The frames say which rows were erased and what they were: the new books count them, and send none of them."""
+    fill(house)
+    house.order()
+    house.roll_and_erase()
+    house.deliver()
+    before = house.ledger.books()
+    house.ledger.close()
+    places = Places(house.root / "ledger", house.root / "quarantine")
+    rebuild(
+        places, LEDGER, house.queue, (house.lake, house.hook), SMALL, PipelineSettings(group_rows=2), RealFiles(),
+        assume_delivered=True, clock_ms=house.clock_ms,
+    )  # fmt: skip
+    put_in_place(places, LEDGER, RealFiles(), house.now_ms)
+    house.start()
+    house.deliver()
+    assert house.ledger.books().sources == before.sources
+    assert sorted(house.lake.ids()) == ["b", "c", "d", "e", "f", "g", "other"]
+    assert house.shown("lake") == (10, 7, 0, 3, 0)
+    house.assert_balanced()
