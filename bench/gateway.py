@@ -26,6 +26,7 @@ import msgspec
 
 from bench.queue import floor
 from bench.server import TOKEN, Figures
+from counterfoil.gateway.tuning import worker_environment
 
 CORES = sorted(os.sched_getaffinity(0))
 ROUNDS = 3
@@ -219,6 +220,7 @@ def started(kind: str, directory: Path | None = None) -> Iterator[Running]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        env=worker_environment(os.environ) if kind == "gateway" else None,
         preexec_fn=lambda: os.sched_setaffinity(0, {CORES[0]}),  # noqa: PLW1509 (no thread runs here)
     )
     assert process.stdin is not None

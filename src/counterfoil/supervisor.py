@@ -38,6 +38,7 @@ from counterfoil.datadir import DataDir, Part
 from counterfoil.errors import SettingsInvalid, StartRefused
 from counterfoil.files import RealFiles
 from counterfoil.gateway.task import GatewayTask
+from counterfoil.gateway.tuning import worker_environment
 from counterfoil.lifeline import Held, Refused
 from counterfoil.pipeline.task import PipelineTask
 from counterfoil.queue.recovery import recover_idle
@@ -255,7 +256,7 @@ class Processes:
                 # -P: a file of the working directory must not stand in for a module.
                 (sys.executable, "-P", "-m", planned.module),
                 planned.task.model_dump_json().encode(),
-                environment=os.environ,
+                environment=worker_environment(os.environ) if planned.is_gateway else os.environ,
                 inherited=inherited,
                 on_change=self._tell_console,
             )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import shutil
 import tempfile
 import threading
@@ -73,6 +74,8 @@ class OverloadResult(msgspec.Struct, frozen=True):
     lost: int
     twice: int
     errors: list[str]
+    load_average: float
+    """Of the machine, over the minute before the end of the load."""
 
     def report(self) -> str:
         """The run in lines."""
@@ -83,7 +86,8 @@ class OverloadResult(msgspec.Struct, frozen=True):
         kinds = ", ".join(f"{kind} {1000 * p99:.0f} ms" for kind, p99 in self.accepted_p99_by_kind.items())
         return "\n".join(
             (
-                f"{self.seconds:.0f} s; connections opened: {opened}",
+                f"{self.seconds:.0f} s, load average {self.load_average:.1f} on {os.cpu_count()} cores",
+                f"connections opened: {opened}",
                 f"requests {sent:,}: {answered}",
                 f"accepted in {1000 * self.accepted_p50:.0f} ms (p50), {1000 * self.accepted_p99:.0f} ms (p99); refused"
                 f" in {1000 * self.refused_p99:.0f} ms (p99), {self.without_retry_after} without Retry-After",
@@ -179,12 +183,15 @@ def play(
             results = [future.result() for future in futures]
             memory.stop()
         took = time.monotonic() - began
+        load_average = os.getloadavg()[0]
     until(lambda: server.gateway("/readyz") == 200, "the gateway answers as before")
     assert {name: server.pid_of(name) for name in workers} == workers, "no worker died"
-    return _result(server, took, results, memory.peaks)
+    return _result(server, took, load_average, results, memory.peaks)
 
 
-def _result(server: Server, seconds: float, results: list[ClientResult], peaks: dict[str, int]) -> OverloadResult:
+def _result(
+    server: Server, seconds: float, load_average: float, results: list[ClientResult], peaks: dict[str, int]
+) -> OverloadResult:
     server.patience_seconds = SETTLE_SECONDS
     accepted = _numbers([run for result in results for run in result.accepted])
     server.settle_down(SETTLE_SECONDS)
@@ -212,6 +219,7 @@ def _result(server: Server, seconds: float, results: list[ClientResult], peaks: 
         lost=len(np.setdiff1d(accepted, delivered)),
         twice=len(delivered) - len(np.unique(delivered)),
         errors=sorted({line["event"] for line in server.log() if line["level"] in ("error", "critical")}),
+        load_average=load_average,
     )
 
 

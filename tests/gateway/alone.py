@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import resource
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from counterfoil.contract.limits import Limits
 from counterfoil.files import RealFiles
 from counterfoil.gateway.rates import SharedRates
 from counterfoil.gateway.settings import GatewaySettings
-from counterfoil.gateway.tuning import end_process, tune_process
+from counterfoil.gateway.tuning import end_process, tune_process, worker_environment
 from counterfoil.gateway.worker import run_worker
 from counterfoil.queue.settings import QueueSettings
 from counterfoil.queue.writer import SegmentWriter
@@ -43,6 +44,7 @@ class AloneGateway(RunningGateway):
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.gateway.alone", self.directory, str(self.port), json.dumps(self._given)],
             stdout=subprocess.PIPE,
+            env=worker_environment(os.environ),
         )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"listening\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from counterfoil.gateway import admission, application
+from counterfoil.gateway import admission, deadlines
 from counterfoil.gateway.admission import LATE_REQUESTS, LATE_SECONDS, Admission, TooBusy, Turn
 from tests.gateway.server import RunningGateway, batch, read_answer, request_head, until
 
@@ -104,8 +104,8 @@ def test_a_request_that_is_refused_so_is_to_be_sent_again(tmp_path: Path, monkey
 
 
 def test_stalled_requests_make_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With as many requests as may be, the one that stalls longest is given up, and a new one is taken."""
-    monkeypatch.setattr(application, "REQUESTS_MAX", 2)
+    """With as many requests arriving as may be, the one that stalls longest is given up, and a new one is taken."""
+    monkeypatch.setattr(deadlines, "ARRIVING_MAX", 2)
     body = batch({"event": "Purchase", "distinctId": "a"})
     with RunningGateway(tmp_path) as gateway, gateway.connect() as first, gateway.connect() as second:
         for stalled in (first, second):

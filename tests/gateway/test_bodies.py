@@ -288,6 +288,17 @@ def test_what_a_body_inflates_to_counts_for_the_budget(tmp_path: Path) -> None:
         assert gateway.post("/batch", gzip.compress(padded(MIB)), content_encoding="gzip").status_code == 200
 
 
+def test_the_largest_bodies_have_room(gateway: RunningGateway) -> None:
+    """With the defaults a body of the largest size is taken, also compressed when that makes it no smaller."""
+    rows = [row(f"large-{number}", note="x" * 1_000_000) for number in range(16)]
+    body = batch(*rows)
+    body = body[:-1] + b" " * (Limits().body_bytes_max - 2000 - len(body)) + b"}"
+    stored = gzip.compress(body, 0)
+    assert len(body) < len(stored) <= Limits().body_bytes_max
+    assert gateway.post("/batch", body).json()["accepted"] == len(rows)
+    assert gateway.post("/batch", stored, content_encoding="gzip").json()["accepted"] == len(rows)
+
+
 def test_announcing_a_body_holds_nothing(tmp_path: Path) -> None:
     """Only bytes that have come count, so that promises don't keep others out."""
     with RunningGateway(tmp_path, limits=Limits(body_bytes_max=MIB), bodies_bytes_max=2 * MIB) as gateway:

@@ -21,7 +21,7 @@ import asyncio
 from time import monotonic
 from types import TracebackType
 
-LATE_SECONDS = 0.1
+LATE_SECONDS = 0.05
 LATE_REQUESTS = 16
 TURN_SECONDS = 0.5
 

@@ -79,11 +79,6 @@ _PIECE_BYTES = 512 * 1024
 
 _SENDER_VERSION_CHARS_MAX = 2000
 
-REQUESTS_MAX = 4096
-"""Requests at once, of which each costs some 10 KiB before its body is here; one connection of HTTP/2 can begin
-128. For one more, the one that has been arriving for longest is given up."""
-
-
 Handler = Callable[[Call], Awaitable[Answer]]
 _RowRequest = TrackRequest | IdentifyRequest
 _ReadRow = Callable[[bytes, Limits], _RowRequest]
@@ -138,8 +133,6 @@ class Application:
         headers = scope.headers
         until = began + self._limits.request_seconds_max
         call = Call(headers, exchange, self._ids.next(self._clock_ms()), until)
-        if self._in_flight >= REQUESTS_MAX:
-            self._deadlines.cut_oldest()
         self._in_flight += 1
         is_busy = False
         try:

@@ -12,6 +12,10 @@ from enum import Enum, auto
 
 SWEEP_SECONDS = 0.25
 
+ARRIVING_MAX = 1024
+"""Requests that wait for their bodies at once, of which each costs some 10 KiB before anything of it is here; one
+connection of HTTP/2 can begin many. For one more, the one that has waited longest is given up."""
+
 
 class CutOff(Enum):
     """Why a request's waiting was ended."""
@@ -33,6 +37,8 @@ class Deadlines:
         """The task that calls waits from now on, until a time of its loop."""
         task = asyncio.current_task()
         assert task is not None
+        if len(self._until) >= ARRIVING_MAX:
+            self._cancel(next(iter(self._until)), CutOff.CROWDED_OUT)
         self._until[task] = until
         if self._timer is None:
             self._timer = task.get_loop().call_later(SWEEP_SECONDS, self._sweep)
@@ -53,12 +59,6 @@ class Deadlines:
         """End the waiting of every request."""
         for task in list(self._until):
             self._cancel(task, CutOff.STOPPING)
-
-    def cut_oldest(self) -> None:
-        """End the waiting of the request that has waited longest, when there is one."""
-        task = next(iter(self._until), None)
-        if task is not None:
-            self._cancel(task, CutOff.CROWDED_OUT)
 
     def close(self) -> None:
         """Stop the timer; closing twice is harmless."""

@@ -29,7 +29,7 @@ class GatewaySettings(BaseModel):
     tls_key: Path | None = Field(None, description="File of the certificate's key (PEM).")
     connections_max: Annotated[int, Field(ge=16)] = Field(16_384, description="Open connections a worker.")
     bodies_bytes_max: Annotated[int, Field(ge=MIB)] = Field(
-        40 * MIB, description="Bytes of bodies, before and after inflating, that a worker holds at once."
+        34 * MIB, description="Bytes of bodies, before and after inflating, that a worker holds at once."
     )
     cors_origins: tuple[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")], ...] = Field(
         default=(), description="Origins whose pages may send, as https://example.org; * is every one; empty: none."

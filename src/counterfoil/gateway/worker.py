@@ -168,7 +168,8 @@ def _server(settings: GatewaySettings, limits: Limits, target: _Target, address:
             http2_settings=HTTP2Settings(
                 initial_connection_window_size=4 * _READ_AHEAD_BYTES,
                 initial_stream_window_size=2 * _READ_AHEAD_BYTES,
-                max_concurrent_streams=128,
+                # Senders may begin 100 before they have read this (RFC 9113, section 5.1.2).
+                max_concurrent_streams=100,
                 max_headers_size=_READ_AHEAD_BYTES,
             ),
             # It has nothing to say that we don't.
