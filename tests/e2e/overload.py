@@ -6,7 +6,7 @@ abuse HTTP/2 (`overload_clients.py`). What must hold:
 
     a gateway worker stays under WORKER_BYTES_MAX, and CONNECTION_BYTES for each idle connection, all the time
     99 of 100 accepted requests are answered within ACCEPTED_SECONDS_MAX (`--no-times` where the machine is busy)
-    what is refused is 429 or 500 with Retry-After
+    what is refused is 429 or 500 with Retry-After, or 413 where it is over a limit
     every acknowledged row is delivered once, nothing that was not sent is, and the books balance
     no process dies, and nothing is logged as an error
     when it is over, the server answers as before
@@ -22,9 +22,11 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
 
+import httpx
 import msgspec
 import numpy as np
 import pyarrow as pa
@@ -42,12 +44,13 @@ ACCEPTED_SECONDS_MAX = 1.0
 SAMPLE_SECONDS = 0.2
 SETTLE_SECONDS = 1800.0
 
-SENDERS = {"one": 60, "hundred": 60, "long": 40, "large": 24, "squeezed": 8}
+SENDERS = {"one": 60, "hundred": 60, "long": 40, "large": 24, "squeezed": 8, "endless": 2}
 NUISANCES = {
     "slow head": 200,
     "slow body": 200,
     "slow reader": 150,
     "cut": 40,
+    "half closed": 40,
     "rapid reset": 4,
     "endless headers": 4,
     "pings": 4,
@@ -153,8 +156,11 @@ def play(
     *,
     processes: int = 2,
     progress: bool = False,
+    is_enough: Callable[[], bool] = lambda: False,
 ) -> OverloadResult:
-    """Send to a running server for so long, then compare what was acknowledged with what lies in the table."""
+    """Send to a running server for so long, or until it is enough; then compare what was acknowledged with what lies in
+    the table."""
+    limits = httpx.get(f"{server.url}/limits", trust_env=False).json()
     workers = {each["name"]: int(each["pid"]) for each in server.status()["processes"] if "gateway" in each["name"]}
     plans = [
         ClientPlan(
@@ -162,6 +168,8 @@ def play(
             port=server.port,
             first_sender=1 + 10_000 * number,
             senders={kind: share for kind, count in senders.items() if (share := -(-count // processes))},
+            body_bytes_max=limits["body_bytes_max"],
+            rows_max=limits["rows_max"],
         )
         for number in range(processes)
     ]
@@ -175,6 +183,8 @@ def play(
         try:
             futures: list[Future[ClientResult]] = [pool.submit(run_clients, plan, stop) for plan in plans]
             while time.monotonic() - began < seconds and not any(future.done() for future in futures):
+                if is_enough():
+                    break
                 time.sleep(1)
                 if progress:
                     print(f"\r{time.monotonic() - began:.0f} s, {memory.peaks}", end="", flush=True)

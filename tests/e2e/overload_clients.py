@@ -40,6 +40,9 @@ class ClientPlan(msgspec.Struct, frozen=True):
     """Connections by the kind of request (`KINDS`)."""
     nuisances: dict[str, int] = {}
     """Connections by name (`NUISANCES`)."""
+    body_bytes_max: int = 0
+    rows_max: int = 0
+    """What the server says that a request may have: beyond it, and there alone, 413 is the answer."""
 
 
 class ClientResult(msgspec.Struct):
@@ -79,6 +82,7 @@ KINDS: dict[str, tuple[int, int, bool]] = {
     "long": (10, 2_000, False),
     "large": (1_000, 2_000, False),
     "squeezed": (1_000, 200, True),
+    "endless": (10_001, 0, False),
 }
 """Rows of a request, characters of each, whether it is compressed."""
 
@@ -135,7 +139,8 @@ class Clients:
                     writer = None
                 continue
             seconds = time.monotonic() - began
-            self._count(kind, status, headers, text, seconds, (number, row_count))
+            is_too_large = row_count > self._plan.rows_max or len(body) > self._plan.body_bytes_max
+            self._count(kind, status, headers, text, seconds, (number, row_count), is_too_large=is_too_large)
             if headers.get("connection") == "close":
                 writer.close()
                 writer = None
@@ -145,20 +150,31 @@ class Clients:
             writer.close()
 
     def _count(
-        self, kind: str, status: int, headers: dict[str, str], text: bytes, seconds: float, rows: tuple[int, int]
+        self,
+        kind: str,
+        status: int,
+        headers: dict[str, str],
+        text: bytes,
+        seconds: float,
+        rows: tuple[int, int],
+        *,
+        is_too_large: bool,
     ) -> None:
         result = self.result
         result.statuses[status] += 1
-        if status == 200:
+        if status in (429, 500):
+            keep(result.refused_seconds, seconds)
+            result.without_retry_after += not 1 <= int(headers.get("retry-after", 0)) <= 60
+        elif is_too_large:
+            if status != 413:
+                result.unforeseen[f"{status} {kind}, too large"] += 1
+        elif status == 200:
             result.accepted.append(rows)
             keep(result.accepted_seconds[kind], seconds)
         elif status == 207:
             results = msgspec.json.decode(text)["results"]
             result.accepted += [(rows[0] + each["index"], 1) for each in results if each["success"]]
             keep(result.accepted_seconds[kind], seconds)
-        elif status in (429, 500):
-            keep(result.refused_seconds, seconds)
-            result.without_retry_after += "retry-after" not in headers
         else:
             result.unforeseen[f"{status} {kind}"] += 1
 
@@ -242,6 +258,13 @@ async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number
     writer.close()
 
 
+async def half_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+    """Half a body, and then an end of this side alone: the other stays open."""
+    writer.write(f"{HEAD}content-length: 20000\r\n\r\n".encode() + b" " * 10_000)
+    writer.write_eof()
+    await reader.read()
+
+
 async def rapid_reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
     """Streams of HTTP/2 that are opened and reset at once, by the thousand."""
     writer.write(PREFACE + frame(SETTINGS, 0, 0))
@@ -298,6 +321,7 @@ NUISANCES: dict[str, Nuisance] = {
     "slow body": slow_body,
     "slow reader": slow_reader,
     "cut": cut,
+    "half closed": half_closed,
     "rapid reset": rapid_reset,
     "endless headers": endless_headers,
     "pings": pings,
