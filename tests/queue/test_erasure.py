@@ -513,6 +513,7 @@ def test_retention_waits_for_the_moment_of_the_change(tmp_path: Path) -> None:
             if target.suffix == ".seg":
                 remove = threading.Thread(target=source.remove_oldest, args=(the_directory(source), ONE))
                 remove.start()
+                remove.join(0.2)
                 threads.append(remove)
             super().rename(path, target)
             assert target.exists()

@@ -81,7 +81,7 @@ def indexes_of(frame: Frame, subject: Subject) -> list[int]:
     if subject.source not in (None, facts.source):
         return []
     is_row, row, source = subject.is_row, frame.row, facts.source
-    return [index for index in range(facts.row_count) if is_row(source, row(index)) and not facts.is_erased(index)]
+    return [index for index in range(facts.row_count) if is_row(source, row(index))]
 
 
 def write_without(
