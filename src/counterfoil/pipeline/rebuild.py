@@ -230,7 +230,7 @@ def _fill(
             tell(f"Comparing with {name}")
             _claim_held(ledger, held, each, name, source, last, clock_ms())
         elif assume_delivered:
-            _claim_all(ledger, name, last, clock_ms())
+            _claim_all(ledger, name, source, last, clock_ms())
     for name, each in asked.items():
         if each.can_be_asked:
             _send_lacking(ledger, name, clock_ms())
@@ -351,14 +351,32 @@ def _send_lacking(ledger: Ledger, name: str, at_ms: int) -> None:
         ledger.send_again(name, Cause.RETRY, rows, frame_bytes=sum(frames.values()), at_ms=at_ms)
 
 
-def _claim_all(ledger: Ledger, name: str, last: GroupNumber, at_ms: int) -> None:
+def _claim_all(ledger: Ledger, name: str, source: FrameSource, last: GroupNumber, at_ms: int) -> None:
     first = ledger.cursor(name) + 1
     if first <= last:
         routed = ledger.routed_between(name, first - 1, last + 1)
+        erased_rows = sum(_erased_rows(ledger, name, source, number) for number in range(first, last + 1))
         ledger.record_delivery(
-            name, first_group=first, last_group=last, delivered_rows=routed, commit=COMMIT, at_ms=at_ms
+            name,
+            first_group=first,
+            last_group=last,
+            delivered_rows=routed - erased_rows,
+            commit=COMMIT,
+            at_ms=at_ms,
+            erased_rows=erased_rows,
         )
         ledger.note_rebuilt(name, last)
+
+
+def _erased_rows(ledger: Ledger, name: str, source: FrameSource, number: int) -> int:
+    """How many rows of a group that are meant for a destination were erased."""
+    group = ledger.group(number) if ledger.erased_places(number) else None
+    if not isinstance(group, Group):
+        return 0
+    is_new = np.frombuffer(group.verdicts, np.uint8) == Verdict.NEW
+    facts = [source.fetch(part.position).facts for part in group.frames]
+    are_erased = np.concatenate([each.are_erased for each in facts])
+    return int((set_columns(facts).are_for(name) & is_new & are_erased).sum())
 
 
 class _Compared:
