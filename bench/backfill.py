@@ -32,14 +32,14 @@ from bench.server import TOKEN
 from counterfoil.backfill.job import BATCH_ROWS, IN_FLIGHT_MAX
 from counterfoil.sources import token_sha256
 
-ROUNDS = 3
-WRK_SECONDS = 8
-RECORDS = 600_000
+ROUNDS = 5
+WRK_SECONDS = 4
+RECORDS = 300_000
 RATIO_MIN = 0.7
 READY_SECONDS = 60.0
 
 # More bodies than wrk gets to send: a row that is repeated is not delivered, and costs the server half.
-BODIES = 2_000
+BODIES = 1_200
 LOAD = Load("/api/v1/batch", BATCH_ROWS, BODIES, connections=IN_FLIGHT_MAX)
 
 

@@ -207,6 +207,26 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path: Path, api: Api, kills: int)
     assert sorted(one["line"] for one in rejected(path)) == [7, 300, 599]
 
 
+def test_memory_is_bounded(tmp_path: Path, api: Api) -> None:
+    """Whatever the file's size: what is in flight is held, what is answered is not, also before it is confirmed."""
+    path = tmp_path / "a.ndjson"
+    filling = "x" * 100_000
+    with path.open("w") as file:
+        for number in range(600):
+            file.write(f'{{"event":"e","distinctId":"d{number}","eventProperties":{{"a":"{filling}"}}}}\n')
+    script = (
+        "import asyncio, sys, tracemalloc; from counterfoil.backfill import backfill, job\n"
+        "job.FLUSH_SECONDS = 3600\n"
+        "tracemalloc.start()\n"
+        "asyncio.run(backfill([sys.argv[1]], to=sys.argv[2], token='t-1', in_flight_max=2))\n"
+        "print(tracemalloc.get_traced_memory()[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path), api.to], capture_output=True, check=True)
+    assert len(api.kept) == 600
+    # Three batches of 4 MiB, two of them joined, and a chunk in two forms.
+    assert int(done.stdout) < 40 * 1024 * 1024
+
+
 def test_a_changed_file_is_refused(tmp_path: Path, api: Api) -> None:
     """Records could not be told from those that are confirmed."""
     path = write_rows(tmp_path / "a.ndjson", 20)

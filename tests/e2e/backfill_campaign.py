@@ -11,8 +11,8 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
-import resource
 import signal
 import subprocess
 import tempfile
@@ -142,19 +142,21 @@ def play(directory: Path, rows: int, sender_kills: int, server_kills: int, seed:
     marks = sorted(chance.randrange(rows * 95 // 100) for _ in kills)
     # So many requests that there is a moment for each kill.
     batch_rows = max(10, min(1000, rows // 1000))
+    peak = 0
     with running(server):
         sender = _sender(history, directory, proxy.port, batch_rows)
         for mark, kill in zip(marks, kills, strict=True):
             _until_confirmed(history, mark, sender)
             if kill == "sender":
                 sender.kill()
-                sender.wait()
+                peak = max(peak, _reap(sender))
                 sender = _sender(history, directory, proxy.port, batch_rows)
             else:
                 server.kill()
                 server.start()
-        assert sender.wait() == 1, (directory / "sender.log").read_text()[-2000:]
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+        peak = max(peak, _reap(sender))
+        assert sender.returncode == 1, (directory / "sender.log").read_text()[-2000:]
+        assert peak < MEMORY_BYTES_MAX, f"the sender took {peak} bytes"
         seconds = time.monotonic() - began
         status = json.loads(_said(directory, "backfill", "--status", str(history), "--json"))
         assert status["is_complete"], status
@@ -173,6 +175,13 @@ def _sender(history: Path, directory: Path, port: int, batch_rows: int) -> subpr
     arguments += ["--batch-rows", str(batch_rows)]
     with (directory / "sender.log").open("ab") as log:
         return subprocess.Popen(command(*arguments), env=clean_environment(), stdout=log, stderr=log)
+
+
+def _reap(sender: subprocess.Popen[bytes]) -> int:
+    """Wait for its end; the most memory that it had, in bytes."""
+    _, status, usage = os.wait4(sender.pid, 0)
+    sender.returncode = os.waitstatus_to_exitcode(status)
+    return usage.ru_maxrss * 1024
 
 
 def _until_confirmed(history: Path, records: int, sender: subprocess.Popen[bytes]) -> None:

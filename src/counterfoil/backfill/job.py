@@ -176,7 +176,7 @@ class _Run:
         self._files = files
         self._observe = observe
         self._tally = Tally()
-        self._waiting: list[tuple[Batch, Confirmed, list[Rejection]]] = []
+        self._waiting: list[tuple[Confirmed, list[Rejection]]] = []
 
     async def run(self, batch_rows: int, in_flight_max: int, patience_seconds: float) -> Report:
         began = time.monotonic()
@@ -238,7 +238,7 @@ class _Run:
             bytes=batch.original_bytes,
             at_ms=time.time_ns() // 1_000_000,
         )
-        self._waiting.append((batch, entry, rejections))
+        self._waiting.append((entry, rejections))
 
     async def _flush_regularly(self) -> None:
         while True:
@@ -251,12 +251,12 @@ class _Run:
         if not waiting:
             return
         for index, rejected in enumerate(self._rejected):
-            rejected.write([one for batch, _, found in waiting if batch.input_index == index for one in found])
-        for batch, entry, _ in waiting:
-            size = self._rejected[batch.input_index].size_bytes
+            rejected.write([one for entry, found in waiting if entry.input == index for one in found])
+        for entry, _ in waiting:
+            size = self._rejected[entry.input].size_bytes
             self._journal.append(msgspec.structs.replace(entry, rejected_bytes=size))
         self._journal.flush()
-        for _, entry, _ in waiting:
+        for entry, _ in waiting:
             self._tally.accepted += entry.accepted
             self._tally.rejected += entry.rejected
             self._tally.repeated += entry.repeated
