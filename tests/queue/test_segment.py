@@ -142,3 +142,16 @@ def test_a_flipped_bit_between_frames_harms_nothing(tmp_path: Path) -> None:
     assert path.read_bytes()[at] == 0
     flip(path, at)
     assert read_all(tmp_path).names == ["a", "b"]
+
+
+def test_a_strict_read_gives_all_or_nothing(tmp_path: Path) -> None:
+    """Who copies a segment is told where the file ends before what is to be copied."""
+    with life(tmp_path) as one:
+        one.write("a")
+    path = segment_path(tmp_path, 1)
+    data = path.read_bytes()
+    segment = SegmentFile(path, DirectoryId(b"writer-1"), SegmentNumber(1))
+    assert segment.read_strictly(0, len(data)) == data
+    assert segment.read_strictly(len(data), 0) == b""
+    with pytest.raises(OSError, match="shorter"):
+        segment.read_strictly(10, len(data) - 9)

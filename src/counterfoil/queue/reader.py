@@ -130,7 +130,7 @@ class QueueReader:
     def count_rows(self, directory: DirectoryId, number: SegmentNumber, subject: Subject) -> ErasedRows:
         """`ErasingShelf.count_rows`."""
         chain = self._chain(directory)
-        link = _link_of(number, chain.refresh(is_stale=True)[1])
+        link = _link_of(number, chain)
         try:
             segment = chain.open(number)
         except FileNotFoundError:
@@ -147,7 +147,7 @@ class QueueReader:
         """`ErasingShelf.erase`."""
         chain = self._chain(directory)
         with self._erasing:
-            link = _link_of(number, chain.refresh(is_stale=True)[1])
+            link = _link_of(number, chain)
             if link.following is None:
                 raise ValueError("rows are erased in closed segments alone, and never in a directory's newest")
             try:
@@ -307,11 +307,12 @@ def _link_at(at: FramePosition, links: Links) -> Link:
     return Link(limit=at.offset + 1, following=min(other for other in links if other > at.segment), is_missing=True)
 
 
-def _link_of(number: SegmentNumber, links: Links) -> Link:
+def _link_of(number: SegmentNumber, chain: Chain) -> Link:
     """The link of a segment; one that no header names any more ends where its file ends."""
-    link = links.get(number)
-    if link is not None:
-        return link
+    for is_stale in (False, True):
+        links = chain.refresh(is_stale=is_stale)[1]
+        if number in links:
+            return links[number]
     following = min((other for other in links if other > number), default=None)
     return Link(limit=None, following=following, is_missing=False)
 
