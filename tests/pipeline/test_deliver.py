@@ -28,6 +28,7 @@ from counterfoil.pipeline.deliver import (
 from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.pipeline.settle import Settler
 from counterfoil.positions import DirectoryId, RowPosition
+from tests.destinations.making import delivered
 from tests.destinations.memory import MemoryDestination, Shelf
 from tests.pipeline.frames import MemoryQueue, Row
 
@@ -475,6 +476,38 @@ class TestFailures:
         house.settle("a")
         with pytest.raises(DestinationRefused, match="the data directory is older"):
             house.deliverer.open()
+
+    def test_other_rows_under_the_same_numbers_are_refused_for_good(self, house: House) -> None:
+        """An older ledger that has settled as many groups since takes nothing for delivered that never was."""
+        for number, old in ((1, "a"), (2, "b"), (3, "c")):
+            house.destination.shelf.rows.append(delivered(seq_of(number, 0), distinct_id=old))
+            house.destination.shelf.receipts.append(Receipt(number, number, 1, str(number)))
+        house.settle("a")
+        with pytest.raises(DestinationRefused, match="3, but 1 is the last"):
+            house.deliverer.open()
+        for new in ("b", "x", "y"):
+            house.settle(new)
+        with pytest.raises(DestinationRefused, match=r"other rows of group 3 than were settled: .*rebuild --anyway"):
+            house.deliverer.open()
+        assert house.counts().delivered == 0
+
+    def test_rows_that_are_not_there_are_not_taken_for_delivered(self, house: House) -> None:
+        """A cursor that was moved on without rows does not cover rows that got those numbers later."""
+        house.destination.shelf.receipts.append(Receipt(1, 3, 0, "1"))
+        for new in ("a", "b", "c"):
+            house.settle(new)
+        with pytest.raises(DestinationRefused, match="other rows of group 1 than were settled"):
+            house.deliverer.open()
+
+    def test_the_same_rows_under_the_same_numbers_are_there(self, house: House) -> None:
+        """What a sender repeats to an older ledger, and the destination holds in the same places, is delivered."""
+        for number, old in ((1, "a"), (2, "b")):
+            house.destination.shelf.rows.append(delivered(seq_of(number, 0), distinct_id=old))
+            house.destination.shelf.receipts.append(Receipt(number, number, 1, str(number)))
+        house.settle("a")
+        house.settle("b")
+        house.deliverer.open()
+        assert (house.counts().delivered, house.counts().pending) == (2, 0)
 
     def test_a_ledger_that_fails_ends_the_thread(self, house: House, monkeypatch: pytest.MonkeyPatch) -> None:
         """What goes wrong in the ledger is nobody's to repeat here: it is raised out of `run`."""

@@ -8,8 +8,8 @@ One thread a destination, so that one that fails delays itself alone. Round and 
     3. Only then the ledger's copy of the cursor moves, with what became of the rows.
 
 Whatever dies between 2 and 3: the destination's own cursor is the truth (design, section 4). When it is opened it says
-what it holds; what the ledger missed is recorded, and a destination that holds less than the ledger knows, or more
-than was ever settled, is another one than it was, and is left alone until somebody acts.
+what it holds; what the ledger missed is recorded, and a destination that holds less than the ledger knows, more than
+was ever settled, or other rows, is another one than it was, and is left alone until somebody acts.
 
 After a failure what was gathered is let go, the destination is closed, and after a pause opened anew: nothing is held
 in memory through an outage, and what really happened is asked, not remembered. The first delivery after it is the
@@ -34,6 +34,7 @@ from counterfoil.errors import DestinationDown, DestinationRefused
 from counterfoil.failpoints import reach
 from counterfoil.ledger import ROWS_A_GROUP_MAX, ErasedThere, Erasure, ErasureState, Ledger, Seq, group_of
 from counterfoil.pipeline.handover import Handed, Handover
+from counterfoil.pipeline.resemblance import strange_group
 from counterfoil.queue import FrameSource
 
 GROUPS_AT_ONCE = 16
@@ -50,6 +51,11 @@ TEND_STEPS = 2
 BACKOFF_SECONDS_MIN = 0.2
 BACKOFF_SECONDS_MAX = 60.0
 REFUSED_SECONDS = 60.0
+
+_OLDER_THAN_IT = (
+    "the data directory is older than it: bring back the newer one, or stop the server and call "
+    "`counterfoil rebuild --anyway`"
+)
 
 log = structlog.get_logger()
 
@@ -334,11 +340,26 @@ class Deliverer:
                 assert receipt is not None
                 raise DestinationRefused(
                     f"{self.name}: it holds group {receipt.last_group}, but {self._ledger.last_group()} is the last "
-                    "that was settled: the data directory is older than it: bring back the newer one"
+                    f"that was settled: {_OLDER_THAN_IT}"
                 )
             case CursorCheck.AHEAD:
                 assert receipt is not None
+                self._refuse_strange_rows(copy + 1, receipt)
                 self._catch_up(copy + 1, receipt)
+
+    def _refuse_strange_rows(self, first_group: int, receipt: Receipt) -> None:
+        strange = strange_group(
+            self._destination,
+            self._ledger,
+            self._handover,
+            first_group=first_group,
+            last_group=receipt.last_group,
+            dead={row.seq for row in receipt.dead},
+        )
+        if strange is not None:
+            raise DestinationRefused(
+                f"{self.name}: it holds other rows of group {strange} than were settled: {_OLDER_THAN_IT}"
+            )
 
     def _start_group(self) -> int:
         return next(each.start_group for each in self._ledger.books().destinations if each.destination == self.name)
