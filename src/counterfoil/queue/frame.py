@@ -387,7 +387,9 @@ def _fitted(rows: bytes, room: int) -> tuple[bytes, int]:
 
 def _decompressed(stored: bytes | memoryview, flags: int, rows_bytes: int) -> bytes:
     dictionary = _ZSTD_DICTIONARY if flags & FLAG_DICTIONARY else None
-    return zstandard.ZstdDecompressor(dict_data=dictionary).decompress(stored, max_output_size=rows_bytes)
+    decompressor = zstandard.ZstdDecompressor(dict_data=dictionary)
+    # What follows the rows only fills the frame.
+    return decompressor.decompress(stored, max_output_size=rows_bytes, allow_extra_data=True)
 
 
 _CheckedFields = tuple[int, int, int, int, bytes, int, int]
