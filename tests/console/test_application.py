@@ -29,12 +29,13 @@ STATUS = Status(
     destinations=(
         DestinationStatus(
             "lake",
-            routed=123_000,
+            routed=123_003,
             delivered=122_000,
             dead=7,
             pending=991,
             oldest_pending_seconds=7_500,
             skipped=2,
+            erased=3,
             cursor=40,
             state="running",
         ),
@@ -83,9 +84,9 @@ def test_page_shows_the_books() -> None:
     """The page shows each source's verdicts, each destination's counts and each writer's places."""
     shown = cells(ask("/").text)
     assert shown[:7] == ["website", "123,456", "123,000", "400", "50", "5", "1"]
-    assert shown[7:16] == ["lake", "running", "123,000", "122,000", "991", "2 h", "7", "2", "40"]
-    assert shown[16:20] == ["queue/0", "00112233aabbccdd", "3@4096", "3@1024"]
-    assert shown[20:26] == ["1.5 GiB", "100.0 GiB", "1.0 GiB", "5.0 GiB", "3.0 MiB", "8 KiB"]
+    assert shown[7:17] == ["lake", "running", "123,003", "122,000", "991", "2 h", "7", "2", "3", "40"]
+    assert shown[17:21] == ["queue/0", "00112233aabbccdd", "3@4096", "3@1024"]
+    assert shown[21:27] == ["1.5 GiB", "100.0 GiB", "1.0 GiB", "5.0 GiB", "3.0 MiB", "8 KiB"]
     assert "SIGKILL" in shown
 
 

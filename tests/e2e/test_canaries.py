@@ -149,6 +149,10 @@ def test_nothing_of_what_was_damaged_is_shown(make_server: MakeServer, receiver:
     said["replay"] = server.run("replay", "hook", "--again", "--dry-run", "--json", status=1)
     said["retry"] = server.run("dead", "retry", "--json")
     said["check"] = server.run("check")
+    for named in ((f"{CANARY}-a",), ("--user-id", f"{CANARY}-user")):
+        said[f"erase {len(named)}"] = server.run("erase", *named, "--yes", "--json", "--wait", "0", status=1)
+    until(lambda: "refused" in server.run("erase", "--list", "--json"), "the receiver refused to be told")
+    said["erase list"] = server.run("erase", "--list", "--json") + server.run("erase", "--list")
     assert find_canaries(said | what_a_server_says(server)) == []
 
 

@@ -88,7 +88,7 @@ class House:
         self.deliverers = {each.name: self.deliverer(each) for each in (self.lake, self.hook)}
         self.gate = threading.Lock()
         self.waits = 0
-        self.eraser = Eraser(self.ledger, self.queue, ["web"], self.gate, settle=self.settle_while_waited_for)
+        self.eraser = Eraser(self.ledger, self.queue, self.gate, settle=self.settle_while_waited_for)
 
     def deliverer(self, destination: MemoryDestination) -> Deliverer:
         settings = DeliverySettings(name=destination.name, batch_seconds=0)
@@ -112,10 +112,10 @@ class House:
         while self.settler.step():
             pass
 
-    def settle_while_waited_for(self) -> None:
+    def settle_while_waited_for(self) -> int:
         self.waits += 1
         assert self.waits < 20, "it waits for what nobody does"
-        self.settle()
+        return self.settler.step()
 
     def deliver(self, *names: str) -> None:
         """Hand over all there is, and carry out what is to be erased there."""

@@ -28,9 +28,9 @@ def audit(
     """Recount the books from disk, and say whether they balance.
 
     They are compared with the ledger's counters and with what destinations hold. For each source: accepted = new +
-    duplicate + conflict + blocked + test. For each destination: routed = delivered + dead + skipped + pending. Rows
-    that retention removed are counted by the balances that were carried forward. Works while the server runs and while
-    it doesn't. Exit status 0 when the books balance, 1 when not.
+    duplicate + conflict + blocked + test. For each destination: routed = delivered + dead + skipped + erased + pending.
+    Rows that retention removed are counted by the balances that were carried forward. Works while the server runs and
+    while it doesn't. Exit status 0 when the books balance, 1 when not.
     """
     from counterfoil.cli.reading import destinations, last_gone, opened
     from counterfoil.config import load_settings
@@ -78,8 +78,8 @@ def audit_facts(found: Audit) -> dict[str, Any]:
     }
 
 
-_SOURCE_COUNTS = ("accepted", "new", "duplicate", "conflict", "blocked", "test")
-_DESTINATION_COUNTS = ("destination", "routed", "delivered", "dead", "skipped", "pending")
+_SOURCE_COUNTS = ("accepted", "new", "duplicate", "conflict", "blocked", "test", "erased")
+_DESTINATION_COUNTS = ("destination", "routed", "delivered", "dead", "skipped", "erased", "pending")
 
 
 def _held(line: AuditedDestination) -> int | None:

@@ -71,8 +71,9 @@ def _own_ledger(settings: Settings) -> Iterator[Callable[[Order], Answer]]:
     from counterfoil.pipeline.orders import carry_out
 
     data = DataDir(settings.data_dir)
+    names = [destination.name for destination in settings.destinations]
     ledger = Ledger.open(data.ledger, settings.ledger, data.id, mode="write")
     try:
-        yield lambda order: carry_out(ledger, order, time.time_ns() // 1_000_000)
+        yield lambda order: carry_out(ledger, order, time.time_ns() // 1_000_000, names)
     finally:
         ledger.close()

@@ -93,7 +93,7 @@ def _main(status: Status) -> str:
     parts.append(
         _table(
             "Destinations",
-            ("Destination", "State", "Routed", "Delivered", "Pending", "Oldest", "Dead", "Skipped", "Cursor"),
+            ("Destination", "State", "Routed", "Delivered", "Pending", "Oldest", "Dead", "Skipped", "Erased", "Cursor"),
             [_destination(destination) for destination in status.destinations],
             "There is no destination; rows are kept in the queue.",
         )
@@ -139,6 +139,7 @@ def _destination(d: DestinationStatus) -> tuple[str | int, ...]:
         _Flag(_age(d.oldest_pending_seconds), d.oldest_pending_seconds < LATE_SECONDS) if d.pending else "",
         _Bad(d.dead) if d.dead else 0,
         _Bad(d.skipped) if d.skipped else 0,
+        d.erased,
         d.cursor,
     )
 

@@ -256,6 +256,7 @@ def destinations_of(
             pending=each.pending,
             oldest_pending_seconds=oldest_pending_seconds.get(name, 0.0),
             skipped=each.skipped,
+            erased=each.erased,
             cursor=each.cursor,
             state=conditions.get(name, "unknown") if name in names else "not set any more",
         )

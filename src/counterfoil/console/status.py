@@ -21,7 +21,7 @@ class SourceStatus(msgspec.Struct, frozen=True):
 
 
 class DestinationStatus(msgspec.Struct, frozen=True):
-    """How far a destination is: routed = delivered + dead + skipped + pending."""
+    """How far a destination is: routed = delivered + dead + skipped + erased + pending."""
 
     name: str
     routed: int
@@ -32,6 +32,8 @@ class DestinationStatus(msgspec.Struct, frozen=True):
     """How long ago the oldest of these was settled; 0 when none is pending."""
     skipped: int
     """Rows that retention removed before it took them, while it was not in the configuration."""
+    erased: int
+    """Rows that were erased, whether it had taken them or not."""
     cursor: int
     """The last group that is delivered; 0 is none."""
     state: str

@@ -74,20 +74,18 @@ class Eraser:
         self,
         ledger: Ledger,
         queue: ErasableQueue,
-        sources: Iterable[str],
         gate: threading.Lock,
         *,
         on_marked: Callable[[], None] = lambda: None,
-        settle: Callable[[], object] | None = None,
+        settle: Callable[[], int] | None = None,
     ) -> None:
-        """`sources`: the names of those that are set; rows of others are found, too.
+        """`gate` is held while groups or segments are gone through, and by whoever removes any.
 
-        `gate` is held while groups or segments are gone through, and by whoever removes any. `on_marked` is called when
-        destinations have something to do. `settle` settles some more where no other thread does.
+        `on_marked` is called when destinations have something to do; `settle` settles some
+        rows where nobody else does.
         """
         self._ledger = ledger
         self._queue = queue
-        self._sources = tuple(sources)
         self._gate = gate
         self._on_marked = on_marked
         self._settle = settle
@@ -121,7 +119,7 @@ class Eraser:
         if erasure is None:
             return False
         assert erasure.subject is not None
-        search = _Search(self._ledger, self._queue, erasure.subject, self._sources)
+        search = _Search(self._ledger, self._queue, erasure.subject)
         if not erasure.is_marked:
             erasure = self._mark(erasure, search, is_stopped)
             self._on_marked()
@@ -181,13 +179,12 @@ class Eraser:
         return closing
 
     def _wait(self, is_stopped: Callable[[], bool]) -> None:
-        if self._settle is not None:
-            self._settle()
-        elif not is_stopped():
-            self._woken.clear()
-            self._woken.wait(POLL_SECONDS)
+        if self._settle is not None and self._settle():
+            return
         if is_stopped():
             raise Interrupted
+        self._woken.clear()
+        self._woken.wait(POLL_SECONDS)
 
     def _mark_found(self, rows: Iterable[SubjectRow]) -> MarkedRows:
         marked = MarkedRows(0, 0, 0)
@@ -239,11 +236,10 @@ class Eraser:
 class _Search:
     """The rows of a subject in groups that are kept, and what the ledger keeps of others."""
 
-    def __init__(self, ledger: Ledger, queue: FrameSource, subject: Subject, sources: Iterable[str]) -> None:
+    def __init__(self, ledger: Ledger, queue: FrameSource, subject: Subject) -> None:
         self._ledger = ledger
         self._queue = queue
         self._subject = subject
-        self._sources = sources
         self._reached = 0
         self._verdicts: dict[FramePosition, dict[int, Verdict]] = {}
 
@@ -273,7 +269,7 @@ class _Search:
 
     def rows_without_groups(self) -> Iterator[SubjectRow]:
         """Rows whose groups are gone, of which the ledger still keeps a key or a copy."""
-        for source in sorted({*self._sources, *(each.source for each in self._ledger.books().sources)}):
+        for source in (each.source for each in self._ledger.books().sources):
             if self._subject.distinct_id is not None and self._subject.source in (None, source):
                 hashed = key_hash(key_prefix(source), self._subject.distinct_id)
                 for found in self._ledger.lookup(hashed):

@@ -25,7 +25,7 @@ from counterfoil.files import RealFiles
 from counterfoil.ledger import Ledger
 from counterfoil.lifeline import Lifeline
 from counterfoil.pipeline.control import ControlServer
-from counterfoil.pipeline.deliver import Deliverer, DeliveryState
+from counterfoil.pipeline.deliver import Deliverer, DeliveryObserver, DeliveryState
 from counterfoil.pipeline.erasing import Eraser
 from counterfoil.pipeline.orders import Answer, Order, OrderDesk
 from counterfoil.pipeline.replacements import Replacements
@@ -192,7 +192,10 @@ def make_pipeline(
     for each in task.destinations:
         # Before the first group is settled: what is settled earlier is not for a destination that nobody knew.
         ledger.register_destination(each.name, from_oldest=each.start == "oldest")
-    deliverers = [make_deliverer(each, task, ledger_id, ledger, queue, metrics, line) for each in task.destinations]
+    deliverers = [
+        make_deliverer(each, task, ledger_id, ledger, queue, metrics, teller(each.name, line))
+        for each in task.destinations
+    ]
     tell_unset(ledger, [each.name for each in task.destinations])
     names = [each.name for each in task.destinations]
     gate = threading.Lock()
@@ -202,7 +205,7 @@ def make_pipeline(
         for each in deliverers:
             each.wake()
 
-    eraser = Eraser(ledger, queue, (), gate, on_marked=wake_deliverers)
+    eraser = Eraser(ledger, queue, gate, on_marked=wake_deliverers)
     settler = Settler(queue, ledger, task.pipeline, _clock_ms)
     replacements = Replacements(ledger, queue, _clock_ms)
     desk = OrderDesk(ledger, _clock_ms, names)
@@ -227,16 +230,31 @@ def make_pipeline(
     return Pipeline(settle_step, [*deliverers, retention, eraser, control], poll_seconds=task.pipeline.poll_ms / 1000)
 
 
+def erase_here(task: PipelineTask, ledger_id: UUID, ledger: Ledger) -> None:
+    """Carry out the erasures that are ordered, where no pipeline runs; what a destination can't do now stays ordered.
+
+    Raises OSError where the disk does not let it, LedgerWriteFailed and LedgerUnusable.
+    """
+    queue = QueueReader(task.data_dir / "queue", RealFiles(), task.data_dir / "quarantine")
+    queue.remove_unfinished()
+    settler = Settler(queue, ledger, task.pipeline, _clock_ms)
+    eraser = Eraser(ledger, queue, threading.Lock(), settle=settler.step)
+    while eraser.step():
+        pass
+    for each in task.destinations:
+        make_deliverer(each, task, ledger_id, ledger, queue).erase_once()
+
+
 def make_deliverer(
     settings: DestinationSettings,
     task: PipelineTask,
     ledger_id: UUID,
     ledger: Ledger,
     queue: FrameSource,
-    metrics: PipelineMetrics,
-    line: Lifeline,
+    observer: DeliveryObserver | None = None,
+    on_state: Callable[[DeliveryState], None] = lambda _: None,
 ) -> Deliverer:
-    """What delivers to one of the destinations, and tells the supervisor how it goes."""
+    """What delivers to one of the destinations."""
     destination = build_destination(
         settings,
         ledger_id=ledger_id,
@@ -245,14 +263,19 @@ def make_deliverer(
         quarantine=task.data_dir / "quarantine",
         clock_ms=_clock_ms,
     )
-
-    def tell(state: DeliveryState) -> None:
-        line.condition(settings.name, f"{state.status}: {state.reason}" if state.reason else state.status)
-
     return Deliverer(
         destination, ledger, queue, settings,
-        clock_ms=_clock_ms, observer=metrics, on_state=tell, look_for_room=room_for(settings, task),
+        clock_ms=_clock_ms, observer=observer, on_state=on_state, look_for_room=room_for(settings, task),
     )  # fmt: skip
+
+
+def teller(name: str, line: Lifeline) -> Callable[[DeliveryState], None]:
+    """What tells the supervisor how it goes with a destination."""
+
+    def tell(state: DeliveryState) -> None:
+        line.condition(name, f"{state.status}: {state.reason}" if state.reason else state.status)
+
+    return tell
 
 
 def room_for(settings: DestinationSettings, task: PipelineTask) -> Callable[[], None]:

@@ -120,6 +120,12 @@ SKIPPED = _booked(
     "Rows that retention removed before a destination took them, while it was not in the configuration.",
     "destination",
 )
+ERASED = _booked(
+    "counterfoil_erased_rows_total",
+    Kind.COUNTER,
+    "Rows for a destination that were erased, whether it had taken them or not.",
+    "destination",
+)
 OLDEST_PENDING = _booked(
     "counterfoil_oldest_pending_seconds",
     Kind.GAUGE,
@@ -149,7 +155,7 @@ QUARANTINED = _booked("counterfoil_quarantined_files", Kind.GAUGE, "Files that l
 METRICS: tuple[Spec, ...] = (
     REQUESTS, REQUEST_TIME, BODY_BYTES, ROWS, FLUSHES, FLUSH_TIME, FLUSHED_BYTES, FLUSHED_FRAMES, FLUSHED_ROWS,
     SETTLE_TIME, COMMITS, COMMIT_TIME, STARTS, SETTLED_GROUPS, SETTLED_ROWS, ROUTED, DELIVERED, DEAD, PENDING,
-    SKIPPED, OLDEST_PENDING, OLDEST_KEPT, OLDEST_GROUP, DISK_TOTAL, DISK_FREE, DISK_RESERVE, DISK_USED,
+    SKIPPED, ERASED, OLDEST_PENDING, OLDEST_KEPT, OLDEST_GROUP, DISK_TOTAL, DISK_FREE, DISK_RESERVE, DISK_USED,
     DAMAGED_FRAMES, QUARANTINED,
 )  # fmt: skip
 
@@ -327,6 +333,8 @@ class BookedDestination(Protocol):
     def pending(self) -> int: ...
     @property
     def skipped(self) -> int: ...
+    @property
+    def erased(self) -> int: ...
 
 
 class Books(Protocol):
@@ -413,6 +421,7 @@ def _booked_metrics(books: Books | None, starts: Mapping[str, int] | None, quara
         (DEAD, "dead"),
         (PENDING, "pending"),
         (SKIPPED, "skipped"),
+        (ERASED, "erased"),
     ):
         yield _family(spec, {(one.destination,): getattr(one, field) for one in books.destinations})
 
