@@ -1,11 +1,13 @@
 """A worker's life: it listens, shares its port, answers what is in flight when it stops, or says why it can't start."""
 
 import asyncio
+import contextlib
 import resource
 import signal
 import socket
 import ssl
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,23 @@ def test_requests_in_flight_are_answered_when_a_worker_stops(tmp_path: Path) -> 
         assert read_answer(connection).json()["accepted"] == 1
         gateway.wait_stopped()
         assert is_closed(connection)
+
+
+@pytest.mark.parametrize(("request_count", "row_count"), [(10, 1), (1, 20)], ids=["small", "large"])
+def test_what_waits_for_the_disk_is_held_once(tmp_path: Path, request_count: int, row_count: int) -> None:
+    """A request whose rows the queue has holds no body and no rows of it any more."""
+    made: list[SlowSink] = []
+    body = batch(*(row(f"order-{index}", fill="x" * 200_000) for index in range(row_count)))
+    with RunningGateway(tmp_path, sink=slowly(made)) as gateway, contextlib.ExitStack() as connections:
+        tracemalloc.start()
+        connections.callback(tracemalloc.stop)
+        waiting = [connections.enter_context(gateway.connect()) for _ in range(request_count)]
+        for count, connection in enumerate(waiting, 1):
+            post(connection, body)
+            until(lambda rows=count * row_count: len(gateway.distinct_ids()) == rows, "durable")  # type: ignore[misc]
+        until(lambda: tracemalloc.get_traced_memory()[0] < request_count * len(body) // 2, "let go of its bodies")
+        made[0].acknowledge()
+        assert [read_answer(connection).status for connection in waiting] == [200] * request_count
 
 
 def test_a_request_that_has_not_arrived_does_not_hold_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,16 @@ _ReadRow = Callable[[bytes, Limits], _RowRequest]
 _JudgeRow = Callable[[_RowRequest, RowRules, int, str], JudgedRows]
 
 
+class _TakenBatch(msgspec.Struct, frozen=True, gc=False):
+    """A /batch whose rows are judged, and whose accepted ones the queue has."""
+
+    source: str
+    row_count: int
+    faults: dict[int, str]
+    waiting: list[tuple[asyncio.Future[FramePosition], list[int]]]
+    """Each frame's flush, and the indexes of its rows."""
+
+
 class Application:
     """What a gateway worker does with a request: an RSGI application."""
 
@@ -220,14 +230,20 @@ class Application:
             self._admission.admit()
             request = read_batch(body, self._limits)
             if len(request.rows) <= _PIECE_ROWS:
-                return await self._take_batch(call, request)
+                taken = await self._take_batch(call, request)
+                # What waits for the disk is in the frames, a second time and often compressed.
+                del body, request
+                return await self._confirm(taken)
             # Read again when its turn has come: rows of two bytes are a hundred times as large when they are objects.
             del request
         async with self._turn:
-            return await self._take_batch(call, read_batch(await self._bodies.inflate(call, body), self._limits))
+            body = await self._bodies.inflate(call, body)
+            taken = await self._take_batch(call, read_batch(body, self._limits))
+            del body
+            return await self._confirm(taken)
 
-    async def _take_batch(self, call: Call, request: BatchRequest) -> Answer:
-        """Judge the rows of a /batch, give the accepted ones to the queue, and wait for it."""
+    async def _take_batch(self, call: Call, request: BatchRequest) -> _TakenBatch:
+        """Judge the rows of a /batch, and give the accepted ones to the queue."""
         row_count = len(request.rows)
         sender = self._sender(request.token, row_count)
         receipt = self._receipt(call, sender)
@@ -241,15 +257,19 @@ class Application:
             for frame in self._frames.draft(rows, receipt):
                 (future,) = self._sink.append((frame.draft,))
                 waiting.append((future, rows.indexes[frame.start : frame.end]))
+        return _TakenBatch(sender.source, row_count, faults, waiting)
+
+    async def _confirm(self, taken: _TakenBatch) -> Answer:
+        """Wait for the queue, and say what became of each row."""
         queue_failed: list[int] = []
-        for future, indexes in waiting:
+        for future, indexes in taken.waiting:
             try:
                 await future
             except (QueueRefused, FlushFailed):
                 queue_failed += indexes
-        accepted = row_count - len(faults) - len(queue_failed)
-        self.counts.add_rows(sender.source, accepted, len(faults), len(queue_failed))
-        return batch_answer(row_count, faults, queue_failed)
+        accepted = taken.row_count - len(taken.faults) - len(queue_failed)
+        self.counts.add_rows(taken.source, accepted, len(taken.faults), len(queue_failed))
+        return batch_answer(taken.row_count, taken.faults, queue_failed)
 
     async def _take_row(self, read: _ReadRow, judge: _JudgeRow, call: Call) -> Answer:
         """Take the one row of a /track or /identify."""
