@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -228,6 +229,34 @@ def pass_on(source: socket.socket, target: socket.socket) -> None:
         while chunk := source.recv(65_536):
             target.sendall(chunk)
         target.shutdown(socket.SHUT_WR)
+
+
+def test_https_connections_are_kept_open_and_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of HTTP are: what TLS sends for itself is not taken for the end, and leaving waits for no answer."""
+    certificate, key = make_certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    asked = threading.Event()
+
+    def answer_two_and_fall_silent(connection: socket.socket) -> None:
+        with context.wrap_socket(connection, server_side=True) as secured:
+            answer_once(secured)
+            answer_once(secured)
+            read_request(secured)
+            asked.set()
+            secured.recv(1)
+
+    async def run(port: int) -> list[Response | None]:
+        async with Connections(f"https://localhost:{port}", 1) as connections:
+            found = [await connections.request("POST", "/batch", b"{}") for _ in range(2)]
+            request = asyncio.create_task(connections.request("POST", "/batch", b"{}"))
+            await asyncio.to_thread(asked.wait)
+            request.cancel()
+            return found
+
+    with talking(answer_two_and_fall_silent) as port:
+        assert asyncio.run(run(port)) == [Response(200, b"ok")] * 2
 
 
 def test_a_certificate_that_is_not_trusted_is_told(tmp_path: Path) -> None:
