@@ -24,7 +24,8 @@ class Received:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = json.loads(self.body)["rows"]
+        """Those that it brings; a message that is none of rows has none."""
+        rows: list[dict[str, Any]] = json.loads(self.body).get("rows", [])
         return rows
 
 
@@ -94,8 +95,9 @@ class Receiver:
     @property
     def taken(self) -> list[int]:
         """The seqs of the rows of all requests that were answered with success."""
-        good = [one for one, reply in zip(self.received, self.replies, strict=True) if 200 <= reply.status < 300]
-        return [row["seq"] for request in good for row in request.rows]
+        with self._lock:
+            answered = list(zip(self.received, self.replies, strict=True))
+        return [row["seq"] for request, reply in answered if 200 <= reply.status < 300 for row in request.rows]
 
     def close(self) -> None:
         """Stop listening."""
