@@ -116,11 +116,15 @@ def _print(facts: dict[str, Any], *, again: bool) -> None:
 
 def _unblock(settings: Settings, destination: str, wanted: ReplayFilter, *, dry_run: bool, as_json: bool) -> NoReturn:
     from counterfoil.cli.reading import opened
+    from counterfoil.errors import OrderRefused
     from counterfoil.pipeline.unblock import Unblocking
     from counterfoil.sources import router
 
     routers = {source.name: router(source) for source in settings.sources}
     with opened(settings) as (ledger, queue):
+        if not dry_run and not all(erasure.is_blanked for erasure in ledger.erasures()):
+            # A blocked row of the person's, read now, would come in once more after that.
+            raise OrderRefused("a person's rows are being erased; try again when `counterfoil erase --list` says done")
         search = Unblocking(
             ledger,
             queue,
