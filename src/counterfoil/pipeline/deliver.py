@@ -52,10 +52,8 @@ BACKOFF_SECONDS_MIN = 0.2
 BACKOFF_SECONDS_MAX = 60.0
 REFUSED_SECONDS = 60.0
 
-_OLDER_THAN_IT = (
-    "the data directory is older than it: bring back the newer one, or stop the server and call "
-    "`counterfoil rebuild --anyway`"
-)
+_OR_REBUILD = "or stop the server and call `counterfoil rebuild --anyway`"
+_OLDER_THAN_IT = f"the data directory is older than it: bring back the newer one, {_OR_REBUILD}"
 
 log = structlog.get_logger()
 
@@ -334,7 +332,7 @@ class Deliverer:
                 held = receipt.last_group if receipt else 0
                 raise DestinationRefused(
                     f"{self.name}: it holds group {held} and before, but group {copy} was delivered: something else or "
-                    "older stands there: bring back what was there, or begin anew under another name"
+                    f"older stands there: bring back what was there, {_OR_REBUILD}, or begin anew under another name"
                 )
             case CursorCheck.UNKNOWN:
                 assert receipt is not None
