@@ -2,11 +2,12 @@
 
 `make crash ARGS="--minutes 60"` plays it. A server with a Delta table, a PostgreSQL where there is one, and a receiver
 of webhooks takes rows by raw HTTP and by the official SDK; in each round a gateway worker, the pipeline, the console,
-the supervisor, all at once, or a destination is killed or frozen at random times. Every few rounds the books are
-audited and the checker (`counterfoil.selftest`) judges every row at every destination; after a few reckonings a new
-server begins in a new directory; every third has no receiver, and loses its ledger, which is rebuilt. It ends with a
-report of all that was done, and exit status 1 when a row was lost, doubled or changed, or the server did not come up by
-itself.
+the supervisor, all at once, or a destination is killed or frozen at random times. Persons of whom the checker knows
+nothing are sent beside that, and erased while all of it goes on: a row of theirs that is found counts as never sent.
+Every few rounds the books are audited and the checker (`counterfoil.selftest`) judges every row at every destination;
+after a few reckonings a new server begins in a new directory; every third has no receiver, and loses its ledger, which
+is rebuilt. It ends with a report of all that was done, and exit status 1 when a row was lost, doubled or changed, or
+the server did not come up by itself.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import msgspec
 import stamina.instrumentation
 
-from counterfoil.selftest.faults import FAULTS, Fault, lose_ledger
+from counterfoil.selftest.faults import FAULTS, Fault, kill_pipeline, lose_ledger
 from counterfoil.selftest.game import Game, Reader
-from counterfoil.selftest.judging import FAULT_NAMES, Judgement
+from counterfoil.selftest.judging import FAULT_NAMES, FoundRow, Judgement
 from counterfoil.selftest.reading import read_delta, read_postgres, read_postings
 from counterfoil.selftest.sending import HttpSender, Sender
 from counterfoil.selftest.server import ServerFailed, ServerUnderTest
@@ -42,6 +44,7 @@ ROUNDS_A_RECKONING = 8
 RECKONINGS_A_SERVER = 4
 DOWN_SECONDS_MAX = 2.5
 CLIENT_TIMEOUT_SECONDS = 10.0
+PERSON = "person-"
 PATIENCE_SECONDS = 900.0
 """What a server may take to be ready: on a machine that is busy with other things, starting takes minutes."""
 
@@ -54,7 +57,7 @@ LAKE = "merge_commits = 5\nkeep_hours = 0.005"
 @contextlib.contextmanager
 def a_game(
     directory: Path, seed: int, *, with_postgres: bool = True, rows_per_second: float | None = None
-) -> Iterator[Game]:
+) -> Iterator[tuple[Game, Persons]]:
     """A game with every kind of destination, its server started; all of it ended at the end."""
     with contextlib.ExitStack() as stack:
         directory.mkdir(parents=True, exist_ok=True)
@@ -70,7 +73,7 @@ def a_game(
             receiver.start()
             faults.append(killed_receiver(receiver))
             more.append(receiver.toml)
-            readers["hook"] = lambda: read_postings(receiver.bodies())
+            readers["hook"] = lambda: rows_of_others(receiver)
         if with_postgres:
             postgres = stack.enter_context(postgres_server())
             faults.append(killed_postgres(postgres))
@@ -86,6 +89,8 @@ def a_game(
             patience_seconds=PATIENCE_SECONDS,
         )
         readers["lake"] = lambda: read_delta(server.lake)
+        persons = Persons()
+        faults.append(persons.erase_person)
         turns = itertools.count()
 
         def open_sender() -> Sender:
@@ -94,7 +99,7 @@ def a_game(
 
         stack.callback(server.kill_all)
         server.start()
-        yield Game(
+        game = Game(
             server,
             seed=seed,
             faults=faults,
@@ -102,6 +107,7 @@ def a_game(
             open_sender=open_sender,
             rows_per_second_max=rows_per_second,
         )
+        yield game, persons
 
 
 def killed_receiver(receiver: PostingReceiver) -> Fault:
@@ -124,6 +130,47 @@ def killed_postgres(postgres: PostgresServer) -> Fault:
         postgres.start()
 
     return kill_postgres
+
+
+def rows_of_others(receiver: PostingReceiver) -> Iterator[FoundRow]:
+    """The rows that the receiver took, but for those of persons: it is told of an erasure and can't be looked into."""
+    bodies = (body for body in receiver.bodies() if json.loads(body)["type"] == "rows")
+    return (row for row in read_postings(bodies) if not row.distinct_id.startswith(PERSON))
+
+
+class Persons:
+    """Rows of persons, sent beside the game's and erased."""
+
+    def __init__(self) -> None:
+        self._names = (f"{PERSON}{number}" for number in itertools.count())
+        self._sent: list[str] = []
+
+    def erase_person(self, server: ServerUnderTest, chance: random.Random) -> None:
+        """A fault: a person's rows come in and are to be erased, and the pipeline is killed on the way at times."""
+        name = next(self._names)
+        events = [{"event": event, "distinctId": name} for event in ("a", "a", "b")]
+        for _ in range(2):
+            with contextlib.suppress(httpx.HTTPError):
+                httpx.post(f"{server.url}/batch", json={"token": server.token, "events": events}, trust_env=False)
+            time.sleep(chance.uniform(0.0, 0.5))
+        self._sent.append(name)
+        # The order may not get through: what was sent is erased before the reckoning at the latest.
+        server.run("erase", name, "--yes", "--wait", "0")
+        time.sleep(chance.uniform(0.0, 1.5))
+        if chance.random() < 0.7:
+            kill_pipeline(server, chance)
+
+    def see_them_gone(self, server: ServerUnderTest) -> None:
+        """Return when everybody's rows are erased everywhere. Raises ServerFailed."""
+        while self._sent:
+            erased = server.run("erase", self._sent[-1], "--yes", "--json", "--wait", "300")
+            try:
+                is_done = json.loads(erased.stdout)["is_done"]
+            except ValueError:
+                is_done = False
+            if not is_done:
+                raise ServerFailed(f"erase ended with status {erased.returncode}:\n{erased.stdout}{erased.stderr}")
+            self._sent.pop()
 
 
 class Report:
@@ -176,13 +223,14 @@ class Report:
 def play_server(report: Report, directory: Path, seed: int, rounds: int, deadline: float) -> bool:
     """Play up to so many rounds on one server; whether all went well, and the directory is gone then."""
     judgements: dict[str, Judgement] = {}
-    with a_game(directory, seed, with_postgres=why_not() is None) as game:
+    with a_game(directory, seed, with_postgres=why_not() is None) as (game, persons):
         try:
             for _ in range(RECKONINGS_A_SERVER):
                 left = rounds - game.rounds
                 if left <= 0 or time.monotonic() > deadline:
                     break
                 game.play(min(left, ROUNDS_A_RECKONING), lambda: time.monotonic() < deadline)
+                persons.see_them_gone(game.server)
                 judgements = game.reckon()
                 report.audits += 1
                 say(f"seed {seed}, round {game.rounds}: {next(iter(judgements.values())).lines()[0]}")
