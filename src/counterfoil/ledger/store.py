@@ -41,8 +41,10 @@ import xxhash
 from rocksdict import (
     AccessType,
     BlockBasedOptions,
+    BottommostLevelCompaction,
     Cache,
     ColumnFamily,
+    CompactOptions,
     DBCompressionType,
     Options,
     Rdict,
@@ -416,6 +418,9 @@ class Store:
         if not keys:
             return
         handle = self._families[family]
+        # Or a file that holds a value may be moved down as it is, and the note of its removal beside it.
+        rewriting = CompactOptions()
+        rewriting.set_bottommost_level_compaction(BottommostLevelCompaction.force_optimized())
         spans = [(key, key + b"\0") for key in keys]
         if len(keys) > SPANS_MAX:
             spans = [(min(keys), max(keys) + b"\0")]
@@ -424,7 +429,7 @@ class Store:
             for each in self._families.values():
                 each.flush(wait=True)
             for first, end in spans:
-                handle.compact_range(first, end)
+                handle.compact_range(first, end, rewriting)
         except Exception as error:
             if type(error) is not Exception:
                 raise
