@@ -7,7 +7,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 from unittest.mock import patch
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 from hypothesis import HealthCheck, settings
@@ -16,12 +16,16 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 
 from counterfoil import failpoints
 from counterfoil.contract.facts import RowFlag, Verdict, key_hash, key_prefix
+from counterfoil.contract.subject import Subject
 from counterfoil.destinations.interface import HeldRows
 from counterfoil.errors import FrameDamaged, LedgerWriteFailed
 from counterfoil.ledger import (
     ROWS_A_GROUP_MAX,
     Cause,
     DeadRow,
+    ErasedThere,
+    Erasure,
+    ErasureState,
     Group,
     Ledger,
     ResentGroup,
@@ -330,6 +334,7 @@ class Books(RuleBasedStateMachine):
                 position = found.position
                 names = self.rows_of[position.frame][1][position.row_index].destinations if position else None
                 rows.append(SubjectRow(found.seq, source, found.verdict is Verdict.NEW, names, hashed))
+        order = self.order_erasure(distinct_id)
         counted = self.ledger.mark_erased(rows)
         kept = [row for row in rows if group_of(row.first_seq) > self.toy.gone]
         assert (counted.row_count, counted.key_count) == (len(kept), len(rows))
@@ -349,11 +354,23 @@ class Books(RuleBasedStateMachine):
         if "lake" in self.ledger.destinations():
             held = self.held_of("lake", rows)
             gone = [seq for seq in held if group_of(seq) <= self.toy.gone]
-            self.ledger.book_held("lake", held)
-            self.ledger.book_held("lake", [seq for seq in held if seq not in gone])
+            for _ in range(2):
+                self.ledger.book_held(order.id, "lake", held)
             self.toy.held["lake"] -= set(held)
             self.toy.delivered["lake"] -= len(gone)
             self.toy.erased["lake"] += len(gone)
+        self.ledger.change_erasure(order.id, self.done)
+        assert not [number for number in range(self.toy.gone + 1) if self.ledger.erased_places(number)]
+
+    def order_erasure(self, distinct_id: str) -> Erasure:
+        states = {name: ErasedThere(ErasureState.WAITING) for name in self.ledger.destinations()}
+        order = Erasure(uuid4(), self.now_ms, Subject(distinct_id=distinct_id), states)
+        self.ledger.order_erasure(order)
+        return order
+
+    def done(self, one: Erasure) -> Erasure:
+        everywhere = {name: ErasedThere(ErasureState.DONE) for name in one.destinations}
+        return msgspec.structs.replace(one, is_blanked=True, destinations=everywhere)
 
     def erase_at(self, name: str, one: Standing) -> None:
         for seq in (*one.earlier, one.last_seq):

@@ -403,3 +403,168 @@ def test_a_rebuilt_ledger_knows_what_was_erased(house: House) -> None:
     assert sorted(house.lake.ids()) == ["b", "c", "d", "e", "f", "g", "other"]
     assert house.shown("lake") == (10, 7, 0, 3, 0)
     house.assert_balanced()
+
+
+def remove_all(house: House) -> None:
+    """Retention goes on until nothing more goes."""
+    retention = Retention(house.ledger, house.queue, ["lake", "hook"], 0)
+    while retention.step():
+        pass
+
+
+def damage_the_person(house: House) -> None:
+    """The first frame in which the person stands can't be read any more; another life begins."""
+    path = min(path for path in (house.root / "queue").rglob("*.seg") if PERSON.encode() in path.read_bytes())
+    data = bytearray(path.read_bytes())
+    data[data.find(PERSON.encode())] ^= 1
+    path.write_bytes(data)
+    house.crash()
+
+
+def test_delivered_rows_of_groups_that_are_gone(house: House) -> None:
+    """A row whose group is gone is erased where a destination says that it holds it: once, and nobody else's."""
+    house.receive(PERSON, "a", Row("z", destinations=("hook",)))
+    house.settle()
+    house.deliver()
+    house.life.roll()
+    house.receive("b")
+    house.settle()
+    remove_all(house)
+    assert house.ledger.carried().last_group == 1
+    house.order()
+    house.roll_and_erase()
+    house.deliver()
+    assert house.lake.ids() == ["a", "b"]
+    assert (house.shown("lake"), house.shown("hook")) == ((3, 2, 0, 1, 0), (4, 4, 0, 0, 0))
+    house.assert_balanced()
+
+
+def test_a_row_that_is_found_twice_is_erased_once(house: House) -> None:
+    """A dead letter of a gone group is found by its key and by its copy, and counts once."""
+    house.lake.refuses = {PERSON: "nul", "a": "nul"}
+    house.receive(PERSON, "a")
+    house.receive("c")
+    house.settle()
+    house.deliver()
+    house.life.roll()
+    house.receive("b")
+    house.settle()
+    remove_all(house)
+    house.order()
+    house.roll_and_erase()
+    house.deliver()
+    assert (house.erasure().key_count, house.erasure().dead_count) == (1, 1)
+    assert house.shown("lake") == (4, 2, 1, 1, 0)
+    house.assert_balanced()
+
+
+def test_retention_goes_on_before_a_destination_is_back(house: House) -> None:
+    """What was marked stays known until each destination has done its part, also when its group is gone by then."""
+    house.receive(PERSON, "a")
+    house.settle()
+    house.deliver()
+    house.life.roll()
+    house.receive("b")
+    house.settle()
+    house.order()
+    house.roll_and_erase()
+    remove_all(house)
+    assert house.ledger.carried().last_group == 1
+    house.crash()
+    house.deliver()
+    assert house.shown("lake") == (3, 2, 0, 1, 0)
+    house.assert_balanced()
+    assert house.ledger.erased_places(1) == ()
+
+
+def test_a_destination_that_fails_after_it_said_what_it_holds(house: House) -> None:
+    """What it holds of groups that are gone is booked once, however often it has to be asked."""
+    house.receive(PERSON, "a", "c", "d")
+    house.settle()
+    house.deliver()
+    house.life.roll()
+    house.receive("b")
+    house.settle()
+    remove_all(house)
+    house.order()
+    house.roll_and_erase()
+
+    def is_busy(_: Subject) -> None:
+        raise DestinationDown("lake: busy")
+
+    with patch.object(house.lake, "erase", is_busy):
+        for _ in range(3):
+            house.deliverers["lake"].erase_once()
+            house.crash()
+    assert house.erasure().destinations["lake"].row_count == 1
+    house.deliver()
+    assert house.shown("lake") == (5, 4, 0, 1, 0)
+    house.assert_balanced()
+
+
+def test_a_row_whose_frame_is_damaged(house: House) -> None:
+    """The search can't read it; the table says that it holds it, and both sides of the books count it as erased."""
+    house.receive(PERSON, "a")
+    house.settle()
+    house.deliver()
+    house.life.roll()
+    house.receive("b")
+    house.settle()
+    house.deliver()
+    damage_the_person(house)
+    house.order()
+    house.roll_and_erase()
+    house.deliver()
+    assert house.lake.ids() == ["a", "b"]
+    assert house.erasure().damaged_frames == 1
+    assert house.shown("lake") == (3, 2, 0, 1, 0)
+    found = audit(house.ledger, house.queue, {"lake": house.lake.held})
+    assert all(source.is_balanced for source in found.sources)
+    assert all(destination.is_balanced for destination in found.destinations)
+
+
+def test_a_copy_of_a_row_whose_frame_is_damaged(house: House) -> None:
+    """What the ledger keeps of a dead row is searched even where its group is kept."""
+    house.lake.refuses = {PERSON: "nul"}
+    house.receive(PERSON, "a")
+    house.settle()
+    house.deliver()
+    house.life.roll()
+    damage_the_person(house)
+    house.order()
+    house.roll_and_erase()
+    house.deliver()
+    assert list(house.ledger.dead_letters("lake")) == []
+    assert house.files_with(PERSON) == []
+    assert (house.shown("lake"), house.shown("hook")) == ((2, 1, 0, 1, 0), (2, 1, 0, 1, 0))
+    house.receive(PERSON)
+    house.settle()
+    house.deliver()
+    assert house.hook.ids().count(PERSON) == 2
+
+
+def test_cut_off_where_a_row_is_sent_twice(house: House) -> None:
+    """A row that was sent once more from a group that is gone is found by each life, and counts once."""
+    house.receive(PERSON, "a")
+    house.settle()
+    house.deliver()
+    house.life.roll()
+    house.receive("b")
+    house.settle()
+    house.deliver()
+    for again in Replay(house.ledger, house.queue, house.counts("hook"), None, ReplayFilter()).orders():
+        carry_out(house.ledger, again, house.clock_ms())
+    house.deliver()
+    house.ledger.remove_groups(1)
+    house.order()
+    failpoints.arm("erase.after_cut", crash_now)
+    try:
+        with pytest.raises(Crash):
+            house.roll_and_erase()
+    finally:
+        failpoints.arm("")
+    house.crash()
+    house.roll_and_erase()
+    house.deliver()
+    assert house.shown("hook") == (6, 5, 0, 1, 0)
+    house.assert_balanced()

@@ -179,8 +179,9 @@ class Destinations:
         state = self.states[name]
         letters = tuple(dead)
         changes = [(seq, 1, 0) for seq in delivered] + [(letter.seq, 0, 1) for letter in letters]
+        folded_to = side.delivered_to
         for seq, left_delivered, left_dead in changes:
-            record = self.delivery_of(name, group_of(seq))
+            record = None if group_of(seq) <= folded_to else self.delivery_of(name, group_of(seq))
             if record is None:
                 side = _erased_of(side, left_delivered, left_dead)
             else:

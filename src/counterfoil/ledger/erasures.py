@@ -5,15 +5,17 @@ leaves its record, and counts and times stay. A row that is erased is marked in 
 was in the books; so everybody who comes to it later passes over it, whatever the queue still holds of it.
 
 A mark is a row's place in a group: in the one it was settled in, and in each that sends it again. It goes with its
-group.
+group, or when no erasure is open any more: until then a destination may say that it holds the row.
 """
 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from itertools import groupby
 from uuid import UUID
 
 import msgspec
@@ -26,14 +28,17 @@ from counterfoil.ledger.records import (
     ROWS_A_GROUP_MAX,
     DeadLetter,
     DestinationState,
+    Group,
     GroupNumber,
     Places,
     Seq,
     SourceCounts,
+    count_erased,
     group_of,
     unpack_seen,
 )
-from counterfoil.ledger.store import COPIES, FACTS, Batch, Family, Store, repeats_family, seen_family
+from counterfoil.ledger.resent import unpack_any
+from counterfoil.ledger.store import COPIES, FACTS, GROUPS, Batch, Family, Store, repeats_family, seen_family
 
 ERASURE = b"erasure/"
 ERASED = b"erased/"
@@ -180,7 +185,9 @@ class Erasures:
 
     def is_marked(self, seq: int) -> bool:
         """Whether a row was erased, asked by any `seq` that it has in a kept group."""
-        return seq % ROWS_A_GROUP_MAX in self.marks.get(group_of(Seq(seq)), ())
+        places = self.marks.get(group_of(Seq(seq)), ())
+        at = bisect_left(places, seq % ROWS_A_GROUP_MAX)
+        return at < len(places) and places[at] == seq % ROWS_A_GROUP_MAX
 
     def marked_among(self, seqs: Iterable[int], first_group: int, last_group: int) -> set[int]:
         """Which of these rows, all of groups between two, were erased; looks at none when no row there was."""
@@ -195,6 +202,8 @@ class Erasures:
         forgotten = [each for _, each in done[: max(0, len(done) - DONE_MAX)]]
         for each in forgotten:
             batch.delete(FACTS, _key(each))
+        if not self._is_open_with(erasure):
+            self._put_marks_gone(batch, self._kept.carried.last_group)
         return forgotten
 
     def remember(self, erasure: Erasure, forgotten: Iterable[UUID]) -> None:
@@ -202,10 +211,16 @@ class Erasures:
         self.all[erasure.id] = erasure
         for each in forgotten:
             del self.all[each]
+        self.forget(self._kept.carried.last_group)
 
     def put_erased(self, batch: Batch, rows: Iterable[SubjectRow], generations: Sequence[int]) -> Leaving:
         """That rows leave what they were; each of the seen index's `generations` forgets their keys."""
-        new = [row for row in rows if not self.is_marked(row.first_seq)]
+        found: dict[Seq, SubjectRow] = {}
+        for row in rows:
+            # The same row may be found by its key, by its copy and where it is sent again.
+            if not self.is_marked(row.first_seq):
+                found.setdefault(row.first_seq, row)
+        new = list(found.values())
         keys = self._put_keys_gone(batch, new, generations)
         key_count = sum(map(len, keys.values()))
         kept = [row for row in new if self._is_kept(row.first_seq)]
@@ -233,18 +248,21 @@ class Erasures:
 
     def put_held(self, batch: Batch, name: str, seqs: Iterable[int]) -> Leaving:
         """That rows which a destination holds leave being delivered, where they did not yet."""
-        cursor = self._destinations.states[name].cursor
+        cursor, side = self._destinations.states[name].cursor, self._kept.carried.of(name)
         # What it held when the ledger was rebuilt lies there under numbers that say nothing today.
-        folded = 0 if self._destinations.rebuilt_to(name) else self._kept.carried.of(name).delivered
+        folded = 0 if self._destinations.rebuilt_to(name) else side.delivered
         delivered: list[Seq] = []
         for seq in sorted({Seq(seq) for seq in seqs}):
-            is_folded = self._destinations.delivery_of(name, group_of(seq)) is None
-            if group_of(seq) <= cursor and not self.is_marked(seq) and (folded or not is_folded):
+            if group_of(seq) > cursor or self.is_marked(seq):
+                continue
+            is_folded = group_of(seq) <= side.delivered_to or not self._destinations.delivery_of(name, group_of(seq))
+            if folded or not is_folded:
                 delivered.append(seq)
                 folded -= is_folded
-        marks = self._put_marks(batch, (seq for seq in delivered if self._is_kept(seq)))
+        kept = [seq for seq in delivered if self._is_kept(seq)]
         moved = {name: self._put_moved(batch, name, delivered, ())}
-        return Leaving(MarkedRows(len(delivered), 0, 0), marks, (), moved, {})
+        sources = self._sources_of(kept)
+        return Leaving(MarkedRows(len(delivered), 0, 0), self._put_marks(batch, kept), sources, moved, {})
 
     def remember_erased(self, left: Leaving) -> None:
         """What `put_erased` or `put_held` wrote is on disk."""
@@ -258,14 +276,25 @@ class Erasures:
         return self._put_marks(batch, seqs)
 
     def put_gone(self, batch: Batch, last: int) -> None:
-        """Groups up to `last` go, and their marks."""
-        for number in self.marks:
-            if number <= last:
-                batch.delete(FACTS, _mark_key(number))
+        """Groups up to `last` go, and their marks unless an erasure is open."""
+        if not self._is_open():
+            self._put_marks_gone(batch, last)
 
     def forget(self, last: int) -> None:
         """What `put_gone` wrote is on disk."""
-        self.marks = {number: places for number, places in self.marks.items() if number > last}
+        if not self._is_open() and any(number <= last for number in self.marks):
+            self.marks = {number: places for number, places in self.marks.items() if number > last}
+
+    def _is_open(self) -> bool:
+        return any(not one.is_done for one in self.all.values())
+
+    def _is_open_with(self, erasure: Erasure) -> bool:
+        return not erasure.is_done or any(not one.is_done for one in self.all.values() if one.id != erasure.id)
+
+    def _put_marks_gone(self, batch: Batch, last: int) -> None:
+        for number in self.marks:
+            if number <= last:
+                batch.delete(FACTS, _mark_key(number))
 
     def _is_kept(self, seq: Seq) -> bool:
         return group_of(seq) > self._kept.carried.last_group
@@ -276,13 +305,16 @@ class Erasures:
         return (each.seq for each in again if self._is_kept(each.seq))
 
     def _stand(self, name: str, row: SubjectRow, delivered: list[Seq], dead: list[DeadLetter]) -> None:
-        """Add how a row stands at a destination; one that is pending leaves that when it is passed over."""
-        state, carried = self._destinations.states[name], self._kept.carried.of(name)
+        """Add how a row stands at a destination; one that is pending leaves that when it is passed over.
+
+        Whether it was delivered in a group that is gone, the destination is asked: see `put_held`.
+        """
+        state = self._destinations.states[name]
         for seq in self._destinations.standing_seqs(name, row.first_seq):
             letter = self._destinations.dead_letter(name, seq)
             if letter is not None:
                 dead.append(letter)
-            elif state.start_group < group_of(seq) <= state.cursor and not carried.has_skipped(group_of(seq)):
+            elif state.start_group < group_of(seq) <= state.cursor and self._is_kept(seq) and not self.is_marked(seq):
                 delivered.append(seq)
 
     def _put_moved(
@@ -291,6 +323,17 @@ class Erasures:
         moved, side = self._destinations.put_erased(batch, name, delivered, dead, self._kept.carried.of(name))
         self._kept.put_side(batch, name, side)
         return moved, side
+
+    def _sources_of(self, seqs: Iterable[Seq]) -> tuple[SourceCounts, ...]:
+        """Whose rows these are, which were not marked before; those that send a row again count with its first one."""
+        counted: dict[str, SourceCounts] = {}
+        for number, of_group in groupby(seqs, group_of):
+            packed = self._store.get(GROUPS, _U64.pack(number))
+            group = None if packed is None else unpack_any(number, packed)
+            if isinstance(group, Group):
+                for counts in count_erased(group, tuple(seq % ROWS_A_GROUP_MAX for seq in of_group)):
+                    counted[counts.source] = counted.get(counts.source, SourceCounts(counts.source)).plus(counts)
+        return tuple(counted.values())
 
     def _put_marks(self, batch: Batch, seqs: Iterable[Seq]) -> dict[GroupNumber, Places]:
         added: dict[GroupNumber, set[int]] = {}

@@ -18,7 +18,7 @@ The family `default` holds, big-endian:
     rebuilt/NAME                          the last group that a destination held when the ledger was rebuilt (8)
     segment/DIRECTORY NUMBER              the last group that names a frame of a segment (8)
     mark/GROUP                            time observed running (8) before which all groups up to this one were settled
-    erased/GROUP                          places in a group (2 each) of rows that were erased; goes with the group
+    erased/GROUP                          places in a group (2 each) of rows that were erased, see `erasures.py`
     erasure/ID                            an erasure that was ordered, as JSON, see `erasures.py`
     gone/group                            the last group that is gone (8), when in ms (8)
     gone/source/NAME, gone/routed/…, gone/destination/NAME, gone/end/DIRECTORY

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -21,7 +21,7 @@ from counterfoil.errors import LedgerDamaged, LedgerUnusable, LedgerWriteFailed
 from counterfoil.files import RealFiles
 from counterfoil.ledger.carried import Carried, carry_destinations, carry_sources
 from counterfoil.ledger.destinations import Destinations
-from counterfoil.ledger.erasures import ERASURE, Erasure, Erasures, MarkedRows, SubjectRow
+from counterfoil.ledger.erasures import ERASURE, Erasure, Erasures, Leaving, MarkedRows, SubjectRow
 from counterfoil.ledger.format import (
     CLOCK,
     DAMAGE,
@@ -551,6 +551,10 @@ class Ledger:
         """The places of rows of a group that were erased; none where it is not kept."""
         return self._erasures.marks.get(GroupNumber(group), ())
 
+    def is_erased(self, seq: int) -> bool:
+        """Whether a row was erased, asked by any `seq` that it has in a kept group."""
+        return self._erasures.is_marked(seq)
+
     def held_after(self, name: str) -> int | None:
         """The last group that a destination may be handed until an erasure is done there; None when there is none."""
         with self._lock:
@@ -590,27 +594,37 @@ class Ledger:
         with self._folding, self._lock:
             batch = self._batch()
             left = self._erasures.put_erased(batch, rows, [generation.number for generation in self._generations])
-            sources = self._added_sources(left.sources)
-            for counts in sources:
-                batch.put(FACTS, SOURCE + counts.source.encode(), pack_counts(counts))
-            self._write(batch)
-            self._sources.update((counts.source, counts) for counts in sources)
-            self._erasures.remember_erased(left)
+            self._write_leaving(batch, left)
         for family, keys in left.keys.items():
             self._store.let_go(family, keys)
         return left.counted
 
-    def book_held(self, name: str, seqs: Iterable[int]) -> None:
+    def book_held(self, erasure_id: UUID, name: str, seqs: Sequence[int]) -> None:
         """Let the rows of a person's that a destination said it holds be erased there, if they are not yet; flushed.
 
-        These are rows that nobody else found: of groups that are gone, or sent again without a frame. Raises
-        LedgerWriteFailed as `record` does.
+        Their number is noted with that, and when it is, nothing is done: an erasure that failed there is tried again.
+        These are rows that nobody else found: of groups that are gone, of damaged frames, or sent again without a
+        frame. Raises LedgerWriteFailed as `record` does.
         """
         with self._folding, self._lock:
+            erasure = self._erasures.all[erasure_id]
+            there = erasure.destinations[name]
+            if there.row_count is not None:
+                return
             batch = self._batch()
             left = self._erasures.put_held(batch, name, seqs)
-            self._write(batch)
-            self._erasures.remember_erased(left)
+            noted = erasure.at(name, msgspec.structs.replace(there, row_count=len(seqs)))
+            forgotten = self._erasures.put(batch, noted)
+            self._write_leaving(batch, left)
+            self._erasures.remember(noted, forgotten)
+
+    def _write_leaving(self, batch: Batch, left: Leaving) -> None:
+        sources = self._added_sources(left.sources)
+        for counts in sources:
+            batch.put(FACTS, SOURCE + counts.source.encode(), pack_counts(counts))
+        self._write(batch)
+        self._sources.update((counts.source, counts) for counts in sources)
+        self._erasures.remember_erased(left)
 
     def _put_erasure(self, batch: Batch, erasure: Erasure) -> None:
         forgotten = self._erasures.put(batch, erasure)

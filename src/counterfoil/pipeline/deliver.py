@@ -196,8 +196,9 @@ class Deliverer:
         """
         gathered, settings = self._gathered, self._settings
         is_probing = self._failure_count > 0
-        cut = self._ledger.held_after(self.name)
         groups = self._ledger.groups(gathered.last_group, GROUPS_AT_ONCE)
+        # After the groups: one that is settled after a cut is never read without it.
+        cut = self._ledger.held_after(self.name)
         for group in groups:
             row_count = group.routed_to(self.name)
             frame_bytes = group.frame_bytes if row_count else 0
@@ -276,8 +277,7 @@ class Deliverer:
             try:
                 held = self._destination.seqs_of(erasure.subject)
                 if held is not None:
-                    self._ledger.book_held(self.name, held)
-                    self._note(erasure, ErasureState.WAITING, max(len(held), erasure.rows_at(self.name)))
+                    self._ledger.book_held(erasure.id, self.name, held)
                 reach("erase.before_destination")
                 self._destination.erase(erasure.subject)
             except DestinationRefused as refused:

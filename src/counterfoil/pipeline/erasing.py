@@ -36,11 +36,11 @@ from counterfoil.ledger import (
     MarkedRows,
     ResentGroup,
     RowCopy,
+    Seq,
     SubjectRow,
-    group_of,
     seq_of,
 )
-from counterfoil.pipeline.handover import FrameCache
+from counterfoil.pipeline.handover import FrameCache, copy_of
 from counterfoil.positions import DirectoryId, FramePosition, SegmentNumber
 from counterfoil.queue import ErasingShelf, FrameSource
 
@@ -277,10 +277,11 @@ class _Search:
                         yield SubjectRow(found.seq, source, found.verdict is Verdict.NEW, key_hash=hashed)
         for name in self._ledger.destinations():
             for letter in self._ledger.dead_letters(name):
-                if self._ledger.is_gone(group_of(letter.first_seq)):
+                # Also of groups that are kept: the frame may be damaged since.
+                if not self._ledger.is_erased(letter.first_seq):
                     copy = self._ledger.copy_of(name, letter.first_seq)
                     if copy is not None and self._subject.is_row(copy.source, copy.row):
-                        yield SubjectRow(letter.first_seq, copy.source, key_hash=_key_of(copy.source, copy.row))
+                        yield _of_copy(letter.first_seq, copy)
 
     def _settled(self, group: Group) -> Iterator[SubjectRow]:
         for part, place in group.parts():
@@ -308,25 +309,28 @@ class _Search:
                 )
 
     def _resent(self, group: ResentGroup) -> Iterator[SubjectRow]:
-        """Those whose first group is gone; the others are found there."""
+        """Those that were not found in their first group: it is gone, or its frame is damaged."""
         frames = FrameCache(self._queue)
         for named in group.rows:
-            if not self._ledger.is_gone(group_of(named.first_seq)):
+            if self._ledger.is_erased(named.first_seq):
                 continue
             if named.position is None:
-                copy: RowCopy | None = self._ledger.copy_of(group.destination, named.first_seq)
-                row = None if copy is None else copy.row
+                copy = self._ledger.copy_of(group.destination, named.first_seq)
             else:
                 frame = frames.fetch(named.position.frame)
-                row = None if frame is None else frame.row(named.position.row_index)
-            if row is not None and self._subject.is_row(named.source, row):
-                yield SubjectRow(named.first_seq, named.source, key_hash=_key_of(named.source, row))
+                copy = None if frame is None else copy_of(frame, named.position.row_index)
+            if copy is not None and self._subject.is_row(named.source, copy.row):
+                yield _of_copy(named.first_seq, copy)
 
 
 class _Named(msgspec.Struct, frozen=True, gc=False):
     """What of a canonical row makes its key."""
 
     distinctId: str  # noqa: N815
+
+
+def _of_copy(first_seq: Seq, copy: RowCopy) -> SubjectRow:
+    return SubjectRow(first_seq, copy.source, destinations=copy.destinations, key_hash=_key_of(copy.source, copy.row))
 
 
 def _key_of(source: str, row: bytes) -> bytes | None:

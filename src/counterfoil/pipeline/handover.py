@@ -138,7 +138,7 @@ class Handover:
         rows: list[DeliveredRow] = []
         dead: list[RefusedRow] = []
         erased_rows = 0
-        marked = self._ledger.erased_places(group.number)
+        marked = frozenset(self._ledger.erased_places(group.number))
         frames = FrameCache(self._source)
         for place, named in enumerate(group.rows):
             seq = group.seq_at(place)
