@@ -568,3 +568,84 @@ def test_cut_off_where_a_row_is_sent_twice(house: House) -> None:
     house.deliver()
     assert house.shown("hook") == (6, 5, 0, 1, 0)
     house.assert_balanced()
+
+
+def test_rows_that_never_stop_coming(house: House) -> None:
+    """After some rounds what came in is erased and counted everywhere, and what comes in still is a row like others."""
+
+    def settle() -> int:
+        if house.queue.live_segments():
+            house.life.roll()
+        return house.settler.step()
+
+    def receive() -> None:
+        house.receive(PERSON, f"other-{house.now_ms}")
+        house.settle()
+
+    def receive_and_cut(erasure_id: UUID) -> Erasure:
+        receive()
+        return cut(erasure_id)
+
+    house.receive(PERSON, "a")
+    house.settle()
+    house.deliver()
+    house.order()
+    cut = house.ledger.cut_erasure
+    house.eraser = Eraser(house.ledger, house.queue, house.gate, settle=settle)
+    with (
+        patch.object(house.ledger, "cut_erasure", receive_and_cut),
+        patch("counterfoil.pipeline.erasing.reach", lambda point: receive() if point == "erase.after_cut" else None),
+    ):
+        house.roll_and_erase()
+    house.deliver()
+    erasure = house.erasure()
+    assert erasure.is_done
+    assert erasure.blanked_rows == erasure.row_count == sum(each.erased for each in house.ledger.books().sources)
+    assert house.lake.ids().count(PERSON) == house.hook.ids().count(PERSON) - 1
+    house.assert_balanced()
+
+
+def test_a_destination_that_is_new_while_it_goes_on(house: House) -> None:
+    """One that takes all that is kept before the rows are marked does its part as the others do."""
+    house.receive(PERSON, "a")
+    house.settle()
+    house.deliver()
+    house.order()
+    late = MemoryDestination("late")
+    house.ledger.register_destination("late", from_oldest=True)
+    house.deliverers["late"] = house.deliverer(late)
+    house.deliver("late")
+    assert late.ids() == [PERSON, "a"]
+    house.roll_and_erase()
+    house.deliver("lake", "hook")
+    assert not house.erasure().is_done
+    house.deliver("late")
+    assert late.ids() == ["a"]
+    assert house.erasure().is_done
+    assert house.shown("late") == (2, 1, 0, 1, 0)
+
+
+def test_a_destination_that_comes_back_while_it_goes_on(house: House) -> None:
+    """One that was not in the configuration does its part, as long as another has not done its own."""
+    house.receive(PERSON, "a")
+    house.settle()
+    house.deliver()
+    carry_out(house.ledger, Erase(ORDER, ALICE), house.clock_ms(), ["hook"])
+    house.roll_and_erase()
+    assert house.erasure().destinations["lake"].state is ErasureState.NOT_SET
+    house.crash()
+    house.deliver()
+    assert house.erasure().is_done
+    assert house.lake.ids() == ["a"]
+    house.assert_balanced()
+
+
+def test_an_order_that_is_given_twice(house: House) -> None:
+    """The second does nothing: who gave the first may not know that it was heard."""
+    house.receive(PERSON, "a")
+    house.settle()
+    house.order()
+    house.roll_and_erase()
+    house.deliver()
+    house.order()
+    assert house.erasure().is_done

@@ -116,6 +116,11 @@ class Erasure(msgspec.Struct, frozen=True):
         """The same, with another standing at a destination."""
         return msgspec.structs.replace(self, destinations={**self.destinations, name: there})
 
+    def may_reach(self, name: str) -> bool:
+        """Whether a destination that is set now may hold rows that are meant, and is not asked yet."""
+        there = self.destinations.get(name)
+        return not self.is_marked if there is None else there.state is ErasureState.NOT_SET
+
     def is_open_at(self, name: str) -> bool:
         """Whether something is left to do at a destination."""
         there = self.destinations.get(name)
@@ -182,6 +187,14 @@ class Erasures:
         """Those whose rows are all marked and that are left to be done at a destination, oldest first."""
         waiting = [one for one in self.all.values() if one.is_marked and one.is_open_at(name)]
         return sorted(waiting, key=lambda one: (one.asked_at_ms, one.id))
+
+    def reaching(self, name: str) -> list[Erasure]:
+        """Those that are open and become a destination's as it is set: it was not, or not known before rows went."""
+        return [
+            one.at(name, ErasedThere(ErasureState.WAITING))
+            for one in self.all.values()
+            if not one.is_done and one.may_reach(name)
+        ]
 
     def is_marked(self, seq: int) -> bool:
         """Whether a row was erased, asked by any `seq` that it has in a kept group."""

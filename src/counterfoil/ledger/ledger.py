@@ -422,19 +422,27 @@ class Ledger:
     def register_destination(self, name: str, *, from_oldest: bool = False) -> None:
         """Let a destination take part; one that is known already stays as it is.
 
-        A new one takes the rows that are settled from now on, or with `from_oldest` all that are kept.
+        A new one takes the rows that are settled from now on, or with `from_oldest` all that are kept. Erasures that
+        are open reach it from now on, where it may hold rows that they mean.
         """
         with self._lock:
-            if name in self._destinations.states:
+            state = self._destinations.states.get(name)
+            reaching = self._erasures.reaching(name)
+            if state is not None and not reaching:
                 return
-            carried = self._kept.carried
-            start = carried.last_group if from_oldest else self._last_group
-            earlier = carried.routed_to(name) if from_oldest else self._meant_for(name)
-            state = DestinationState(start, start, earlier, 0, 0)
             batch = self._batch()
-            self._destinations.put_state(batch, name, state)
+            if state is None:
+                carried = self._kept.carried
+                start = carried.last_group if from_oldest else self._last_group
+                earlier = carried.routed_to(name) if from_oldest else self._meant_for(name)
+                state = DestinationState(start, start, earlier, 0, 0)
+                self._destinations.put_state(batch, name, state)
+            for erasure in reaching:
+                self._erasures.put(batch, erasure)
             self._write(batch)
             self._destinations.remember(name, state)
+            for erasure in reaching:
+                self._erasures.remember(erasure, ())
 
     def cursor(self, name: str) -> GroupNumber:
         """The last group that a destination is through with, by the ledger's copy; 0 is none."""
@@ -561,10 +569,10 @@ class Ledger:
             return min((one.cut for one in self._erasures.all.values() if one.holds(name)), default=None)
 
     def order_erasure(self, erasure: Erasure) -> None:
-        """Write down that a person's rows are to go; flushed. Raises LedgerWriteFailed as `record` does."""
+        """Write down that a person's rows are to go; flushed. Harmless twice. Raises LedgerWriteFailed."""
         with self._lock:
-            assert erasure.id not in self._erasures.all
-            self._put_erasure(self._batch(), erasure)
+            if erasure.id not in self._erasures.all:
+                self._put_erasure(self._batch(), erasure)
 
     def change_erasure(self, erasure_id: UUID, change: Callable[[Erasure], Erasure]) -> Erasure:
         """Write down how far an erasure is; flushed. Its subject goes with the change that makes it done.

@@ -144,6 +144,10 @@ class Eraser:
                 break
         else:
             segments = self._closed(is_stopped)
+            with self._gate:
+                cut = self._ledger.cut_erasure(erasure.id).cut
+                # What lies in later segments is not erased there, so it is not marked either.
+                marked = _sum(marked, self._mark_found(search.rows_up_to(cut, segments)))
 
         def change(one: Erasure) -> Erasure:
             return msgspec.structs.replace(
@@ -256,15 +260,20 @@ class _Search:
         for _ in range(ROUNDS_MAX):
             yield from self.rows_up_to(self._ledger.last_group())
 
-    def rows_up_to(self, last: int) -> Iterator[SubjectRow]:
-        """The rows of the groups up to `last` that were not gone through yet."""
+    def rows_up_to(
+        self, last: int, segments: Mapping[DirectoryId, SegmentNumber] | None = None
+    ) -> Iterator[SubjectRow]:
+        """The rows of the groups up to `last` that were not gone through yet; only of `segments` and before."""
         while self._reached < last:
             groups = self._ledger.groups(self._reached, min(_GROUPS_AT_ONCE, last - self._reached))
             if not groups or groups[0].number > last:
                 self._reached = last
             for group in groups:
                 if group.number <= last:
-                    yield from self._resent(group) if isinstance(group, ResentGroup) else self._settled(group)
+                    if isinstance(group, ResentGroup):
+                        yield from self._resent(group)
+                    else:
+                        yield from self._settled(group, segments)
                     self._reached = group.number
 
     def rows_without_groups(self) -> Iterator[SubjectRow]:
@@ -283,9 +292,11 @@ class _Search:
                     if copy is not None and self._subject.is_row(copy.source, copy.row):
                         yield _of_copy(letter.first_seq, copy)
 
-    def _settled(self, group: Group) -> Iterator[SubjectRow]:
+    def _settled(self, group: Group, segments: Mapping[DirectoryId, SegmentNumber] | None) -> Iterator[SubjectRow]:
         for part, place in group.parts():
             if self._subject.source not in (None, part.source):
+                continue
+            if segments is not None and not _is_within(part.position, segments):
                 continue
             try:
                 frame = self._queue.fetch(part.position)

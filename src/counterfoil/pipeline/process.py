@@ -241,8 +241,11 @@ def erase_here(task: PipelineTask, ledger_id: UUID, ledger: Ledger) -> None:
     eraser = Eraser(ledger, queue, threading.Lock(), settle=settler.step)
     while eraser.step():
         pass
+    known = ledger.destinations()
     for each in task.destinations:
-        make_deliverer(each, task, ledger_id, ledger, queue).erase_once()
+        # One that is new in the configuration was handed nothing yet.
+        if each.name in known:
+            make_deliverer(each, task, ledger_id, ledger, queue).erase_once()
 
 
 def make_deliverer(
