@@ -104,6 +104,7 @@ def test_the_books_balance(home: Path) -> None:
             "conflict": 1,
             "blocked": 0,
             "test": 0,
+            "erased": 0,
             "is_balanced": True,
         }
     ]

@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import signal
 import subprocess
@@ -26,7 +25,7 @@ import msgspec
 import numpy as np
 from deltalake import DeltaTable
 
-from tests.e2e.server import TOKEN, Server, clean_environment, command, free_port, running, until
+from tests.e2e.server import POLL_SECONDS, TOKEN, Server, clean_environment, command, free_port, running, until
 
 BROKEN_EVERY = 100
 REPEATED_EVERY = 100
@@ -148,13 +147,16 @@ def play(directory: Path, rows: int, sender_kills: int, server_kills: int, seed:
         for mark, kill in zip(marks, kills, strict=True):
             _until_confirmed(history, mark, sender)
             if kill == "sender":
+                peak = max(peak, _memory_peak(sender))
                 sender.kill()
-                peak = max(peak, _reap(sender))
+                sender.wait()
                 sender = _sender(history, directory, proxy.port, batch_rows)
             else:
                 server.kill()
                 server.start()
-        peak = max(peak, _reap(sender))
+        while sender.poll() is None:
+            peak = max(peak, _memory_peak(sender))
+            time.sleep(POLL_SECONDS)
         assert sender.returncode == 1, (directory / "sender.log").read_text()[-2000:]
         assert peak < MEMORY_BYTES_MAX, f"the sender took {peak} bytes"
         seconds = time.monotonic() - began
@@ -177,11 +179,17 @@ def _sender(history: Path, directory: Path, port: int, batch_rows: int) -> subpr
         return subprocess.Popen(command(*arguments), env=clean_environment(), stdout=log, stderr=log)
 
 
-def _reap(sender: subprocess.Popen[bytes]) -> int:
-    """Wait for its end; the most memory that it had, in bytes."""
-    _, status, usage = os.wait4(sender.pid, 0)
-    sender.returncode = os.waitstatus_to_exitcode(status)
-    return usage.ru_maxrss * 1024
+def _memory_peak(sender: subprocess.Popen[bytes]) -> int:
+    """The most memory that it has had, in bytes; 0 when it has just ended.
+
+    Not what `wait4` tells: that begins with what the process had that started it.
+    """
+    try:
+        told = Path(f"/proc/{sender.pid}/status").read_text()
+    except FileNotFoundError:
+        return 0
+    _, _, peak = told.partition("VmHWM:")
+    return int(peak.split(None, 1)[0]) * 1024 if peak else 0
 
 
 def _until_confirmed(history: Path, records: int, sender: subprocess.Popen[bytes]) -> None:
