@@ -18,6 +18,7 @@ from counterfoil.errors import DestinationDown, DestinationRefused
 from counterfoil.files import RealFiles
 from counterfoil.ledger import DestinationCounts, Erasure, ErasureState, Ledger
 from counterfoil.ledger.settings import LedgerSettings
+from counterfoil.ledger.store import Store
 from counterfoil.pipeline.audit import audit
 from counterfoil.pipeline.dead import DeadFilter, find_dead, plan_retry
 from counterfoil.pipeline.deliver import Deliverer
@@ -649,3 +650,27 @@ def test_an_order_that_is_given_twice(house: House) -> None:
     house.deliver()
     house.order()
     assert house.erasure().is_done
+
+
+def test_cut_off_before_files_are_rewritten(house: House) -> None:
+    """Copies and the person's id leave the files of the ledger also when a life ends right after it noted that."""
+    house.lake.refuses = {PERSON: "nul"}
+    house.receive(PERSON, "a")
+    house.settle()
+    house.deliver()
+    house.crash()
+    house.order()
+
+    def is_cut(*_: object) -> None:
+        raise Crash
+
+    with patch.object(Store, "let_go", is_cut), pytest.raises(Crash):
+        house.roll_and_erase()
+    house.crash()
+    house.roll_and_erase()
+    with patch.object(Store, "let_go", is_cut), pytest.raises(Crash):
+        house.deliver()
+    house.crash()
+    house.ledger.let_subjects_go()
+    assert house.erasure().is_done
+    assert house.files_with(PERSON) == []

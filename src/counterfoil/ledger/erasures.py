@@ -87,6 +87,8 @@ class Erasure(msgspec.Struct, frozen=True):
     """Rows of groups up to this one are meant, and no later ones; 0 as long as that is not fixed."""
     segments: Mapping[str, int] = {}
     """The last segment, by the id of its directory in hex, that holds rows of these groups; closed since."""
+    is_begun: bool = False
+    """Rows may be marked; whose keys and copies a life that ended then may have left in files."""
     is_marked: bool = False
     """Every row of these groups is marked."""
     is_blanked: bool = False
@@ -102,6 +104,8 @@ class Erasure(msgspec.Struct, frozen=True):
     blanked_segments: int = 0
     damaged_frames: int = 0
     """Frames that can't be read, so that nobody knows whether a row of the person's is in them."""
+    is_let_go: bool = False
+    """All is done, and no file of the ledger has the subject any more."""
 
     @property
     def is_done(self) -> bool:

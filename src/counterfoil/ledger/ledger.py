@@ -97,10 +97,12 @@ from counterfoil.ledger.resent import (
 )
 from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.ledger.store import (
+    COPIES,
     FACTS,
     FAMILIES,
     GROUPS,
     Batch,
+    Family,
     Store,
     repeats_family,
     seen_family,
@@ -108,6 +110,9 @@ from counterfoil.ledger.store import (
 from counterfoil.positions import DirectoryId, FramePosition
 
 Mode = Literal["write", "read"]
+
+LEAVING_KEYS_MAX = 10_000
+"""Keys of erased rows after which files are rewritten: where keys are hashes, that is all of the seen index."""
 
 _U64 = struct.Struct(">Q")
 
@@ -125,6 +130,8 @@ class Ledger:
         self._folding = threading.Lock()
         """Held while groups are counted that go: nobody marks a row of them meanwhile."""
         self._failure: str | None = None
+        self._leaving: dict[Family, list[bytes]] = {}
+        """Keys of marked rows, by family, whose values may still lie in files."""
         self._load()
 
     # Opening
@@ -585,8 +592,21 @@ class Ledger:
                 changed = msgspec.structs.replace(changed, subject=None)
             self._put_erasure(self._batch(), changed)
         if changed.is_done:
-            self._store.let_go(FACTS, [ERASURE + erasure_id.bytes])
+            self.let_subjects_go()
         return changed
+
+    def let_subjects_go(self) -> None:
+        """Rewrite the files in which subjects of erasures that are done still stand; flushed.
+
+        Each that becomes done does it: this is for the life after one that ended there.
+        """
+        with self._lock:
+            done = [one for one in self._erasures.all.values() if one.is_done and not one.is_let_go]
+        self._store.let_go(FACTS, [ERASURE + one.id.bytes for one in done])
+        with self._lock:
+            for one in done:
+                if one.id in self._erasures.all:
+                    self._put_erasure(self._batch(), msgspec.structs.replace(one, is_let_go=True))
 
     def cut_erasure(self, erasure_id: UUID) -> Erasure:
         """Let an erasure be of the rows up to the last group there is now; flushed."""
@@ -596,16 +616,32 @@ class Ledger:
         """Let rows be erased: they leave what they were, at each destination, and nobody knows their keys; flushed.
 
         Rows that were marked before are left out. A row that a destination is handed right now counts as erased when
-        the delivery is recorded. The keys are asked for by `key_hash`, and forgotten where they are these rows' own.
-        Raises LedgerWriteFailed as `record` does.
+        the delivery is recorded. The keys are asked for by `key_hash`, and forgotten where they are these rows' own;
+        what is left of them in files goes with `let_rows_go`. Raises LedgerWriteFailed as `record` does.
         """
         with self._folding, self._lock:
             batch = self._batch()
             left = self._erasures.put_erased(batch, rows, [generation.number for generation in self._generations])
             self._write_leaving(batch, left)
         for family, keys in left.keys.items():
-            self._store.let_go(family, keys)
+            self._leaving.setdefault(family, []).extend(keys)
+        if sum(map(len, self._leaving.values())) >= LEAVING_KEYS_MAX:
+            self.let_rows_go()
         return left.counted
+
+    def let_rows_go(self, *, of_earlier_lives: bool = False) -> None:
+        """Rewrite the files in which keys and copies of marked rows still stand. Raises LedgerWriteFailed.
+
+        `of_earlier_lives`: whatever that may be; it rewrites the seen index.
+        """
+        leaving, self._leaving = self._leaving, {}
+        for family, keys in leaving.items():
+            if not of_earlier_lives:
+                self._store.let_go(family, keys)
+        if of_earlier_lives:
+            numbers = [generation.number for generation in self._generations]
+            for family in (COPIES, *map(seen_family, numbers), *map(repeats_family, numbers)):
+                self._store.let_all_go(family)
 
     def book_held(self, erasure_id: UUID, name: str, seqs: Sequence[int]) -> None:
         """Let the rows of a person's that a destination said it holds be erased there, if they are not yet; flushed.

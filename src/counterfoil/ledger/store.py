@@ -415,15 +415,22 @@ class Store:
 
         RocksDB only notes that a key is removed; its value goes when the files that hold it are rewritten.
         """
-        if not keys:
+        spans = [(key, key + b"\0") for key in keys]
+        if len(keys) > SPANS_MAX:
+            spans = [(min(keys), max(keys) + b"\0")]
+        self._rewrite(family, spans)
+
+    def let_all_go(self, family: Family) -> None:
+        """The same, for all keys of a family that were ever removed."""
+        self._rewrite(family, [(None, None)])
+
+    def _rewrite(self, family: Family, spans: Sequence[tuple[bytes | None, bytes | None]]) -> None:
+        if not spans:
             return
         handle = self._families[family]
         # Or a file that holds a value may be moved down as it is, and the note of its removal beside it.
         rewriting = CompactOptions()
         rewriting.set_bottommost_level_compaction(BottommostLevelCompaction.force_optimized())
-        spans = [(key, key + b"\0") for key in keys]
-        if len(keys) > SPANS_MAX:
-            spans = [(min(keys), max(keys) + b"\0")]
         try:
             # A log stays as long as any family has not sorted what it wrote there into files.
             for each in self._families.values():

@@ -19,6 +19,8 @@ room must not be what keeps it full.
 from __future__ import annotations
 
 import threading
+from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
 
@@ -30,6 +32,7 @@ from counterfoil.contract.subject import UNREADABLE_ERRORS, Subject
 from counterfoil.errors import FrameDamaged
 from counterfoil.failpoints import reach
 from counterfoil.ledger import (
+    ROWS_A_GROUP_MAX,
     Erasure,
     Group,
     Ledger,
@@ -97,6 +100,7 @@ class Eraser:
 
     def run(self, stop: threading.Event) -> None:
         """Carry out what is ordered until `stop` is set and `wake` called. Raises LedgerWriteFailed, LedgerUnusable."""
+        self._ledger.let_subjects_go()
         while not stop.is_set():
             self._woken.clear()
             try:
@@ -131,6 +135,8 @@ class Eraser:
 
     def _mark(self, erasure: Erasure, search: _Search, is_stopped: Callable[[], bool]) -> Erasure:
         marked = MarkedRows(0, 0, 0)
+        was_begun = erasure.is_begun
+        self._ledger.change_erasure(erasure.id, lambda one: msgspec.structs.replace(one, is_begun=True))
         for _ in range(ROUNDS_MAX):
             segments = self._closed(is_stopped)
             with self._gate:
@@ -140,7 +146,7 @@ class Eraser:
                 marked = _sum(marked, self._mark_found(search.rows_up_to(cut)))
                 marked = _sum(marked, self._mark_found(search.rows_without_groups()))
             reach("erase.after_cut")
-            if all(_is_within(position, segments) for position in search.positions()):
+            if all(number <= segments.get(directory, 0) for directory, number in search.segments()):
                 break
         else:
             segments = self._closed(is_stopped)
@@ -148,6 +154,8 @@ class Eraser:
                 cut = self._ledger.cut_erasure(erasure.id).cut
                 # What lies in later segments is not erased there, so it is not marked either.
                 marked = _sum(marked, self._mark_found(search.rows_up_to(cut, segments)))
+
+        self._ledger.let_rows_go(of_earlier_lives=was_begun)
 
         def change(one: Erasure) -> Erasure:
             return msgspec.structs.replace(
@@ -245,15 +253,16 @@ class _Search:
         self._queue = queue
         self._subject = subject
         self._reached = 0
-        self._verdicts: dict[FramePosition, dict[int, Verdict]] = {}
+        self._found: dict[tuple[DirectoryId, SegmentNumber], _FoundRows] = {}
 
     def verdict_of(self, position: FramePosition, row_index: int) -> Verdict | None:
         """The verdict of a row that was found; None of one that was not."""
-        return self._verdicts.get(position, {}).get(row_index)
+        found = self._found.get((position.directory, position.segment))
+        return None if found is None else found.verdict_of(position.offset, row_index)
 
-    def positions(self) -> Iterable[FramePosition]:
-        """The frames in which rows were found."""
-        return self._verdicts
+    def segments(self) -> Iterable[tuple[DirectoryId, SegmentNumber]]:
+        """The segments in which rows were found."""
+        return self._found
 
     def rows_up_to_now(self) -> Iterator[SubjectRow]:
         """The rows of the groups that are there when it ends, or nearly: others go on settling."""
@@ -310,7 +319,8 @@ class _Search:
                 if not self._subject.is_row(part.source, frame.row(index)) or facts.is_erased(index):
                     continue
                 verdict = Verdict(group.verdicts[place + index])
-                self._verdicts.setdefault(part.position, {})[index] = verdict
+                segment = part.position.directory, part.position.segment
+                self._found.setdefault(segment, _FoundRows()).add(part.position.offset, index, verdict)
                 yield SubjectRow(
                     seq_of(group.number, place + index),
                     part.source,
@@ -332,6 +342,24 @@ class _Search:
                 copy = None if frame is None else copy_of(frame, named.position.row_index)
             if copy is not None and self._subject.is_row(named.source, copy.row):
                 yield _of_copy(named.first_seq, copy)
+
+
+class _FoundRows:
+    """Where rows were found in a segment and their verdicts, 9 bytes a row: a person may have a million."""
+
+    def __init__(self) -> None:
+        self._places = array("Q")
+        self._verdicts = bytearray()
+
+    def add(self, offset: int, row_index: int, verdict: Verdict) -> None:
+        """Add a row; frames are settled in their order, so each comes after the one before."""
+        self._places.append(offset * ROWS_A_GROUP_MAX + row_index)
+        self._verdicts.append(verdict)
+
+    def verdict_of(self, offset: int, row_index: int) -> Verdict | None:
+        place = offset * ROWS_A_GROUP_MAX + row_index
+        at = bisect_left(self._places, place)
+        return Verdict(self._verdicts[at]) if at < len(self._places) and self._places[at] == place else None
 
 
 class _Named(msgspec.Struct, frozen=True, gc=False):

@@ -239,6 +239,7 @@ def erase_here(task: PipelineTask, ledger_id: UUID, ledger: Ledger) -> None:
     queue.remove_unfinished()
     settler = Settler(queue, ledger, task.pipeline, _clock_ms)
     eraser = Eraser(ledger, queue, threading.Lock(), settle=settler.step)
+    ledger.let_subjects_go()
     while eraser.step():
         pass
     known = ledger.destinations()
