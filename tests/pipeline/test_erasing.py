@@ -674,3 +674,30 @@ def test_cut_off_before_files_are_rewritten(house: House) -> None:
     house.ledger.let_subjects_go()
     assert house.erasure().is_done
     assert house.files_with(PERSON) == []
+
+
+def test_a_disk_that_is_full_after_the_cut(house: House) -> None:
+    """Deliveries go on meanwhile: they are what may make room."""
+
+    def receive_and_cut(erasure_id: UUID) -> Erasure:
+        house.receive(PERSON, "b")
+        house.settle()
+        full.start()
+        return cut(erasure_id)
+
+    house.receive(PERSON, "a")
+    house.settle()
+    house.order()
+    house.life.roll()
+    cut, full = house.ledger.cut_erasure, patch.object(house.queue, "roll", side_effect=OSError(28, "No space"))
+    with patch.object(house.ledger, "cut_erasure", receive_and_cut), pytest.raises(OSError, match="No space"):
+        house.eraser.step()
+    house.receive("c")
+    house.settle()
+    house.deliver()
+    assert house.lake.ids() == ["a", "b", "c"]
+    full.stop()
+    house.roll_and_erase()
+    house.deliver()
+    assert house.erasure().is_done
+    house.assert_balanced()

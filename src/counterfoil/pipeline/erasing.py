@@ -35,6 +35,7 @@ from counterfoil.ledger import (
     ROWS_A_GROUP_MAX,
     Erasure,
     Group,
+    GroupNumber,
     Ledger,
     MarkedRows,
     ResentGroup,
@@ -125,7 +126,12 @@ class Eraser:
         assert erasure.subject is not None
         search = _Search(self._ledger, self._queue, erasure.subject)
         if not erasure.is_marked:
-            erasure = self._mark(erasure, search, is_stopped)
+            try:
+                erasure = self._mark(erasure, search, is_stopped)
+            except OSError:
+                # Deliveries are what may make room: they don't wait for it behind a cut.
+                self._ledger.change_erasure(erasure.id, lambda one: msgspec.structs.replace(one, cut=GroupNumber(0)))
+                raise
             self._on_marked()
         self._blank(erasure, search, is_stopped)
         log.info("erase.blanked", erasure=str(erasure.id))
