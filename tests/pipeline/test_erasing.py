@@ -522,6 +522,10 @@ def test_a_row_whose_frame_is_damaged(house: House) -> None:
     found = audit(house.ledger, house.queue, {"lake": house.lake.held})
     assert all(source.is_balanced for source in found.sources)
     assert all(destination.is_balanced for destination in found.destinations)
+    house.receive(PERSON)
+    house.settle()
+    house.deliver()
+    assert (house.lake.ids().count(PERSON), house.hook.ids().count(PERSON)) == (1, 2)
 
 
 def test_a_copy_of_a_row_whose_frame_is_damaged(house: House) -> None:

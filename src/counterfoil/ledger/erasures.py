@@ -149,6 +149,8 @@ class SubjectRow(msgspec.Struct, frozen=True, gc=False):
     """Whom it was meant for, as in `RoutedCount`."""
     key_hash: bytes | None = None
     """None where its group is gone, and the seen index was asked for its key by others."""
+    is_read: bool = True
+    """False: its frame is damaged, so whom it was for is not known, and only its key is forgotten."""
 
 
 class MarkedRows(msgspec.Struct, frozen=True):
@@ -240,6 +242,7 @@ class Erasures:
         new = list(found.values())
         keys = self._put_keys_gone(batch, new, generations)
         key_count = sum(map(len, keys.values()))
+        new = [row for row in new if row.is_read]
         kept = [row for row in new if self._is_kept(row.first_seq)]
         marks = {row.first_seq for row in kept}
         moved = {}

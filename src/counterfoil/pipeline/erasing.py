@@ -42,6 +42,7 @@ from counterfoil.ledger import (
     RowCopy,
     Seq,
     SubjectRow,
+    group_of,
     seq_of,
 )
 from counterfoil.pipeline.handover import FrameCache, copy_of
@@ -150,7 +151,7 @@ class Eraser:
                 reach("erase.before_cut")
                 cut = self._ledger.cut_erasure(erasure.id).cut
                 marked = _sum(marked, self._mark_found(search.rows_up_to(cut)))
-                marked = _sum(marked, self._mark_found(search.rows_without_groups()))
+                marked = _sum(marked, self._mark_found(search.rows_unread(cut)))
             reach("erase.after_cut")
             if all(number <= segments.get(directory, 0) for directory, number in search.segments()):
                 break
@@ -291,14 +292,11 @@ class _Search:
                         yield from self._settled(group, segments)
                     self._reached = group.number
 
-    def rows_without_groups(self) -> Iterator[SubjectRow]:
-        """Rows whose groups are gone, of which the ledger still keeps a key or a copy."""
-        for source in (each.source for each in self._ledger.books().sources):
-            if self._subject.distinct_id is not None and self._subject.source in (None, source):
-                hashed = key_hash(key_prefix(source), self._subject.distinct_id)
-                for found in self._ledger.lookup(hashed):
-                    if found.position is None:
-                        yield SubjectRow(found.seq, source, found.verdict is Verdict.NEW, key_hash=hashed)
+    def rows_unread(self, last: int) -> Iterator[SubjectRow]:
+        """Rows whose groups are gone or whose frames are damaged, of which the ledger still keeps a key or a copy.
+
+        The groups up to `last` were gone through, and what was found there is marked.
+        """
         for name in self._ledger.destinations():
             for letter in self._ledger.dead_letters(name):
                 # Also of groups that are kept: the frame may be damaged since.
@@ -306,6 +304,16 @@ class _Search:
                     copy = self._ledger.copy_of(name, letter.first_seq)
                     if copy is not None and self._subject.is_row(copy.source, copy.row):
                         yield _of_copy(letter.first_seq, copy)
+        # After the copies, which say more of the same rows.
+        for source in (each.source for each in self._ledger.books().sources):
+            if self._subject.distinct_id is not None and self._subject.source in (None, source):
+                hashed = key_hash(key_prefix(source), self._subject.distinct_id)
+                for found in self._ledger.lookup(hashed):
+                    if group_of(found.seq) <= last and not self._ledger.is_erased(found.seq):
+                        is_gone = found.position is None
+                        yield SubjectRow(
+                            found.seq, source, found.verdict is Verdict.NEW, key_hash=hashed, is_read=is_gone
+                        )
 
     def _settled(self, group: Group, segments: Mapping[DirectoryId, SegmentNumber] | None) -> Iterator[SubjectRow]:
         for part, place in group.parts():

@@ -153,7 +153,7 @@ class Replay:
         """The last seqs, among those of a group, of rows that count as delivered and are wanted."""
         chosen = self._resent(group) if isinstance(group, ResentGroup) else self._settled(group)
         dead = self._dead_in(group.number)
-        erased = self._ledger.erased_places(group.number)
+        erased = frozenset(self._ledger.erased_places(group.number))
         left = [seq for seq in chosen if seq not in dead and seq % ROWS_A_GROUP_MAX not in erased]
         return np.array(left, np.int64)
 
