@@ -16,13 +16,13 @@ from counterfoil.contract.subject import Subject
 from counterfoil.destinations.settings import DeliverySettings
 from counterfoil.errors import DestinationDown, DestinationRefused
 from counterfoil.files import RealFiles
-from counterfoil.ledger import DestinationCounts, Erasure, ErasureState, Ledger
+from counterfoil.ledger import ROWS_A_GROUP_MAX, DestinationCounts, Erasure, ErasureState, Ledger
 from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.ledger.store import Store
 from counterfoil.pipeline.audit import audit
 from counterfoil.pipeline.dead import DeadFilter, find_dead, plan_retry
 from counterfoil.pipeline.deliver import Deliverer
-from counterfoil.pipeline.erasing import Eraser
+from counterfoil.pipeline.erasing import Eraser, Interrupted
 from counterfoil.pipeline.orders import Done, Erase, carry_out
 from counterfoil.pipeline.rebuild import Places, put_in_place, rebuild
 from counterfoil.pipeline.replay import Replay, ReplayFilter
@@ -705,3 +705,46 @@ def test_a_disk_that_is_full_after_the_cut(house: House) -> None:
     house.deliver()
     assert house.erasure().is_done
     house.assert_balanced()
+
+
+def test_a_writer_that_does_not_close_its_segment(house: House) -> None:
+    """Where it is waited for no longer, the order stays, and nobody's deliveries wait for it."""
+    house.receive(PERSON, "a")
+    house.settle()
+    house.order()
+    eraser = Eraser(house.ledger, house.queue, house.gate, settle=house.settler.step, patience_seconds=0.0)
+    with pytest.raises(Interrupted):
+        eraser.step()
+    house.deliver()
+    assert sorted(house.lake.ids()) == ["a", PERSON]
+    assert not house.erasure().is_marked
+    house.roll_and_erase()
+    house.deliver()
+    assert house.lake.ids() == ["a"]
+    assert house.erasure().is_done
+    house.assert_balanced()
+
+
+def test_an_audit_of_a_moment_before_it(house: House) -> None:
+    """What was erased after the moment that is audited is missed by nobody; a row that is just gone is."""
+    house.receive(PERSON, "a")
+    house.settle()
+    house.deliver()
+    reader = Ledger.open(house.root / "ledger", SMALL, LEDGER, mode="read")
+    try:
+        house.order()
+        house.roll_and_erase()
+        house.deliver()
+        assert not audit(reader, house.queue, {"lake": house.lake.held}).is_balanced
+
+        def erased_now(seqs: list[int]) -> set[int]:
+            return {
+                seq for seq in seqs if seq % ROWS_A_GROUP_MAX in house.ledger.erased_places(seq // ROWS_A_GROUP_MAX)
+            }
+
+        assert audit(reader, house.queue, {"lake": house.lake.held}, erased_now=erased_now).is_balanced
+        house.lake.shelf.rows.clear()
+        found = audit(reader, house.queue, {"lake": house.lake.held}, erased_now=erased_now)
+        assert (found.is_balanced, found.difference_count) == (False, 1)
+    finally:
+        reader.close()

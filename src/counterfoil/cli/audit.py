@@ -32,14 +32,14 @@ def audit(
     Rows that retention removed are counted by the balances that were carried forward. Works while the server runs and
     while it doesn't. Exit status 0 when the books balance, 1 when not.
     """
-    from counterfoil.cli.reading import destinations, last_gone, opened
+    from counterfoil.cli.reading import destinations, erased_now, last_gone, opened
     from counterfoil.config import load_settings
     from counterfoil.pipeline.audit import audit as audited
 
     settings = load_settings(config)
     with opened(settings) as (ledger, queue):
         held = {one.name: one.held for one in destinations(settings)} if ask_destinations else {}
-        found = audited(ledger, queue, held, lambda: last_gone(settings))
+        found = audited(ledger, queue, held, lambda: last_gone(settings), lambda seqs: erased_now(settings, seqs))
     if as_json:
         print_json(audit_facts(found))
     else:

@@ -134,14 +134,14 @@ def _carried_out(settings: Settings, subject: Subject, wait_seconds: float) -> E
     is_tried = False
     while True:
         if not is_tried:
-            is_tried = _erased_here(settings)
+            is_tried = _erased_here(settings, wait_seconds)
         erasure = _found(settings, order.id)
         if erasure.is_done or is_tried or time.monotonic() >= deadline:
             return erasure
         time.sleep(POLL_SECONDS)
 
 
-def _erased_here(settings: Settings) -> bool:
+def _erased_here(settings: Settings, wait_seconds: float) -> bool:
     """Carry orders out where no pipeline runs; False where one does."""
     from counterfoil.datadir import DataDir, Part
     from counterfoil.errors import StartRefused
@@ -168,7 +168,7 @@ def _erased_here(settings: Settings) -> bool:
         )
         ledger = Ledger.open(data.ledger, settings.ledger, data.id, mode="write")
         try:
-            erase_here(task, data.id, ledger)
+            erase_here(task, data.id, ledger, wait_seconds)
         except OSError as problem:
             raise StartRefused(f"{settings.data_dir}: {problem.strerror}; what is ordered stays ordered") from None
         finally:

@@ -42,6 +42,14 @@ def last_gone(settings: Settings) -> int:
         return ledger.carried().last_group
 
 
+def erased_now(settings: Settings, seqs: list[int]) -> set[int]:
+    """Those of some seqs whose rows are erased by now."""
+    from counterfoil.ledger import ROWS_A_GROUP_MAX
+
+    with opened(settings) as (ledger, _):
+        return {seq for seq in seqs if seq % ROWS_A_GROUP_MAX in ledger.erased_places(seq // ROWS_A_GROUP_MAX)}
+
+
 def destinations(settings: Settings) -> Iterator[Destination]:
     """Every destination of the configuration, not opened; for one that was never delivered to any id will do."""
     from counterfoil.datadir import DataDir

@@ -170,11 +170,13 @@ def audit(
     source: FrameSource,
     held: Mapping[str, Held] | None = None,
     last_gone: Callable[[], int] | None = None,
+    erased_now: Callable[[list[int]], set[int]] | None = None,
 ) -> Audit:
     """Recount the books from disk and compare them with the counters, and with what destinations hold.
 
     `held` has for each destination that can be asked its `Destination.held`. `last_gone` gives the last group that is
-    gone by now, which may be later than the moment at which `ledger` is read: retention goes on meanwhile.
+    gone by now, which may be later than the moment at which `ledger` is read: retention goes on meanwhile. So do
+    erasures: `erased_now` gives those of some seqs whose rows were erased by now.
     """
     books = ledger.books()
     carried = ledger.carried()
@@ -186,7 +188,10 @@ def audit(
     known = frozenset(damage.position for damage in ledger.damages())
     gone = _Gone(last_gone or (lambda: ledger.carried().last_group))
     recount = _Recount(found, walks, known, carried, gone, ledger.erased_places)
-    tallies = [_Tally(ledger, counts, (held or {}).get(counts.destination), found) for counts in books.destinations]
+    tallies = [
+        _Tally(ledger, counts, (held or {}).get(counts.destination), found, erased_now or (lambda _: set()))
+        for counts in books.destinations
+    ]
     rows = 0
     for group in _all_groups(ledger, found):
         if isinstance(group, ResentGroup):
@@ -386,10 +391,18 @@ class _Recount:
 class _Tally:
     """A destination's side."""
 
-    def __init__(self, ledger: Ledger, counts: DestinationCounts, held: Held | None, found: _Differences) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        counts: DestinationCounts,
+        held: Held | None,
+        found: _Differences,
+        erased_now: Callable[[list[int]], set[int]],
+    ) -> None:
         self._counts = counts
         self._held = held
         self._found = found
+        self._erased_now = erased_now
         self._deliveries = iter(ledger.deliveries(counts.destination))
         self._dead_seqs = np.array(sorted(each.seq for each in ledger.dead_letters(counts.destination)), np.int64)
         self._ledger = ledger
@@ -553,6 +566,9 @@ class _Tally:
     def _compare(self, expected: NDArray[np.int64], unknown: NDArray[np.int64], held: NDArray[np.int64]) -> None:
         once, times = np.unique(held, return_counts=True)
         missing = np.setdiff1d(expected, once, assume_unique=True)
+        if len(missing):
+            # What was erased since the moment that is audited is not there any more, and rightly so.
+            missing = np.setdiff1d(missing, np.array(sorted(self._erased_now(missing.tolist())), np.int64))
         strange = np.setdiff1d(np.setdiff1d(once, expected, assume_unique=True), unknown)
         repeated = once[times > 1]
         self._missing += len(missing)

@@ -18,7 +18,9 @@ room must not be what keeps it full.
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -67,7 +69,7 @@ class ErasableQueue(FrameSource, ErasingShelf, Protocol):
 
 
 class Interrupted(Exception):
-    """The process is to stop."""
+    """The process is to stop, or a writer was waited for in vain."""
 
 
 class Eraser:
@@ -83,17 +85,19 @@ class Eraser:
         *,
         on_marked: Callable[[], None] = lambda: None,
         settle: Callable[[], int] | None = None,
+        patience_seconds: float = math.inf,
     ) -> None:
         """`gate` is held while groups or segments are gone through, and by whoever removes any.
 
         `on_marked` is called when destinations have something to do; `settle` settles some
-        rows where nobody else does.
+        rows where nobody else does. A writer that does not close its segment is waited for so long.
         """
         self._ledger = ledger
         self._queue = queue
         self._gate = gate
         self._on_marked = on_marked
         self._settle = settle
+        self._patience_seconds = patience_seconds
         self._woken = threading.Event()
 
     def wake(self) -> None:
@@ -186,6 +190,7 @@ class Eraser:
             for directory in self._queue.directories()
         }
         waiting = {directory: number for directory, number in closing.items() if number > 0}
+        deadline = time.monotonic() + self._patience_seconds
         while waiting:
             reading = self._ledger.reading_positions()
             waiting = {
@@ -194,7 +199,7 @@ class Eraser:
                 if not (self._queue.roll(directory, number) and _has_passed(reading.get(directory), number))
             }
             if waiting:
-                self._wait(is_stopped)
+                self._wait(lambda: is_stopped() or time.monotonic() >= deadline)
         return closing
 
     def _wait(self, is_stopped: Callable[[], bool]) -> None:

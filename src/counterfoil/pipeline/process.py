@@ -26,7 +26,7 @@ from counterfoil.ledger import Ledger
 from counterfoil.lifeline import Lifeline
 from counterfoil.pipeline.control import ControlServer
 from counterfoil.pipeline.deliver import Deliverer, DeliveryObserver, DeliveryState
-from counterfoil.pipeline.erasing import Eraser
+from counterfoil.pipeline.erasing import Eraser, Interrupted
 from counterfoil.pipeline.orders import Answer, Order, OrderDesk
 from counterfoil.pipeline.replacements import Replacements
 from counterfoil.pipeline.retention import Retention, tell_unset
@@ -230,18 +230,23 @@ def make_pipeline(
     return Pipeline(settle_step, [*deliverers, retention, eraser, control], poll_seconds=task.pipeline.poll_ms / 1000)
 
 
-def erase_here(task: PipelineTask, ledger_id: UUID, ledger: Ledger) -> None:
+def erase_here(task: PipelineTask, ledger_id: UUID, ledger: Ledger, patience_seconds: float) -> None:
     """Carry out the erasures that are ordered, where no pipeline runs; what a destination can't do now stays ordered.
+
+    So does all of it where a gateway holds its writer's directory and does not close its segment in time.
 
     Raises OSError where the disk does not let it, LedgerWriteFailed and LedgerUnusable.
     """
     queue = QueueReader(task.data_dir / "queue", RealFiles(), task.data_dir / "quarantine")
     queue.remove_unfinished()
     settler = Settler(queue, ledger, task.pipeline, _clock_ms)
-    eraser = Eraser(ledger, queue, threading.Lock(), settle=settler.step)
+    eraser = Eraser(ledger, queue, threading.Lock(), settle=settler.step, patience_seconds=patience_seconds)
     ledger.let_subjects_go()
-    while eraser.step():
-        pass
+    try:
+        while eraser.step():
+            pass
+    except Interrupted:
+        return
     known = ledger.destinations()
     for each in task.destinations:
         # One that is new in the configuration was handed nothing yet.
