@@ -218,15 +218,7 @@ def plan_processes(
             )
             planned.append(PlannedProcess(gateway.name, "counterfoil.gateway.process", gateway))
     if part is not Part.GATEWAY:
-        pipeline = PipelineTask(
-            data_dir=settings.data_dir,
-            ledger_id=ledger_id,
-            metrics_dir=metrics_dir,
-            ledger=settings.ledger,
-            pipeline=settings.pipeline,
-            queue=settings.queue,
-            destinations=settings.destinations,
-        )
+        pipeline = pipeline_task(settings, ledger_id, metrics_dir)
         console = ConsoleTask(
             data_dir=settings.data_dir,
             ledger_id=ledger_id,
@@ -241,6 +233,19 @@ def plan_processes(
         planned.append(PlannedProcess("pipeline", "counterfoil.pipeline.process", pipeline))
         planned.append(PlannedProcess("console", "counterfoil.console.process", console))
     return tuple(planned)
+
+
+def pipeline_task(settings: Settings, ledger_id: UUID | None, metrics_dir: Path) -> PipelineTask:
+    """What a pipeline is told to do, by these settings."""
+    return PipelineTask(
+        data_dir=settings.data_dir,
+        ledger_id=ledger_id,
+        metrics_dir=metrics_dir,
+        ledger=settings.ledger,
+        pipeline=settings.pipeline,
+        queue=settings.queue,
+        destinations=settings.destinations,
+    )
 
 
 Plan = Callable[[Settings], Sequence[PlannedProcess]]

@@ -147,7 +147,7 @@ def _erased_here(settings: Settings, wait_seconds: float) -> bool:
     from counterfoil.errors import StartRefused
     from counterfoil.ledger import Ledger
     from counterfoil.pipeline.process import erase_here
-    from counterfoil.pipeline.task import PipelineTask
+    from counterfoil.supervisor import pipeline_task
     from counterfoil.telemetry.logs import write_events
 
     write_events("counterfoil")
@@ -157,15 +157,7 @@ def _erased_here(settings: Settings, wait_seconds: float) -> bool:
             held.enter_context(data.lock(Part.PIPELINE, wait_seconds=0))
         except StartRefused:
             return False
-        task = PipelineTask(
-            data_dir=settings.data_dir,
-            ledger_id=data.id,
-            metrics_dir=settings.data_dir,
-            ledger=settings.ledger,
-            pipeline=settings.pipeline,
-            queue=settings.queue,
-            destinations=settings.destinations,
-        )
+        task = pipeline_task(settings, data.id, settings.data_dir)
         ledger = Ledger.open(data.ledger, settings.ledger, data.id, mode="write")
         try:
             erase_here(task, data.id, ledger, wait_seconds)

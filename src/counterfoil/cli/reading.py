@@ -44,10 +44,8 @@ def last_gone(settings: Settings) -> int:
 
 def erased_now(settings: Settings, seqs: list[int]) -> set[int]:
     """Those of some seqs whose rows are erased by now."""
-    from counterfoil.ledger import ROWS_A_GROUP_MAX
-
     with opened(settings) as (ledger, _):
-        return {seq for seq in seqs if seq % ROWS_A_GROUP_MAX in ledger.erased_places(seq // ROWS_A_GROUP_MAX)}
+        return {seq for seq in seqs if ledger.is_erased(seq)}
 
 
 def destinations(settings: Settings) -> Iterator[Destination]:

@@ -43,6 +43,12 @@ class Subject(msgspec.Struct, frozen=True):
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [("distinct_id" if self.user_id is None else "user_id", "…")]
 
+    @property
+    def given(self) -> list[tuple[str, str]]:
+        """What is set, the source and the one id, by its name, which is that of the column of tables, too."""
+        named = (("source", self.source), ("distinct_id", self.distinct_id), ("user_id", self.user_id))
+        return [(name, value) for name, value in named if value is not None]
+
     def may_be_in(self, rows: bytes) -> bool:
         """Whether any of these canonical rows could be meant, in one look at all of them; never False wrongly."""
         return self._field_bytes in rows

@@ -15,7 +15,7 @@ SUBJECT_COLUMNS = ("source", "distinct_id", "user_id")
 
 def subject_predicate(subject: Subject) -> str:
     """A condition of SQL that is true for the subject's rows."""
-    return " AND ".join(f"{column} = {_literal(value)}" for column, value in _values(subject))
+    return " AND ".join(f"{column} = {_literal(value)}" for column, value in subject.given)
 
 
 def subject_rows(rows: pa.Table, subject: Subject) -> int:
@@ -31,15 +31,10 @@ def rows_of_others(rows: pa.Table, subject: Subject) -> pa.Table:
 def _mask(rows: pa.Table, subject: Subject) -> Any:
     """For each row whether it is the subject's, in a column without nulls."""
     mask: Any = None
-    for column, value in _values(subject):
+    for column, value in subject.given:
         is_equal: Any = pc.fill_null(pc.equal(rows.column(column), pa.scalar(value)), pa.scalar(False))
         mask = is_equal if mask is None else pc.and_(mask, is_equal)
     return mask
-
-
-def _values(subject: Subject) -> list[tuple[str, str]]:
-    named = (("source", subject.source), ("distinct_id", subject.distinct_id), ("user_id", subject.user_id))
-    return [(column, value) for column, value in named if value is not None]
 
 
 def _literal(value: str) -> str:

@@ -8,7 +8,6 @@ replicas, backups), is its administrator's.
 
 from __future__ import annotations
 
-from typing import LiteralString
 from uuid import UUID
 
 import psycopg
@@ -76,22 +75,13 @@ def clear_up(connection: Connection, table: sql.Identifier) -> str | None:
 
 def _is_nowhere(subject: Subject) -> bool:
     """Whether PostgreSQL can't hold a row of such an id: its text holds no NUL."""
-    return any("\0" in value for _, value in _given(subject))
-
-
-def _given(subject: Subject) -> list[tuple[LiteralString, str]]:
-    ids: tuple[tuple[LiteralString, str | None], ...] = (
-        ("source", subject.source),
-        ("distinct_id", subject.distinct_id),
-        ("user_id", subject.user_id),
-    )
-    return [(column, value) for column, value in ids if value is not None]
+    return any("\0" in value for _, value in subject.given)
 
 
 def _condition(subject: Subject) -> sql.Composed:
-    columns = ("ledger_id", *(column for column, _ in _given(subject)))
+    columns = ("ledger_id", *(column for column, _ in subject.given))
     return sql.SQL(" AND ").join(sql.SQL("{} = %s").format(sql.Identifier(column)) for column in columns)
 
 
 def _values(ledger_id: UUID, subject: Subject) -> tuple[UUID | str, ...]:
-    return (ledger_id, *(value for _, value in _given(subject)))
+    return (ledger_id, *(value for _, value in subject.given))

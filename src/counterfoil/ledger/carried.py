@@ -27,7 +27,6 @@ from counterfoil.ledger.records import (
     Places,
     RoutedCount,
     SourceCounts,
-    count_erased,
     count_sources,
 )
 from counterfoil.ledger.resent import AnyGroup, Cause, ResentGroup
@@ -119,10 +118,9 @@ def carry_sources(carried: Carried, groups: Sequence[AnyGroup], erased: Mapping[
         if isinstance(group, ResentGroup):
             # Its rows came in with an earlier group.
             continue
-        for counts in count_sources(group.frames, np.frombuffer(group.verdicts, np.uint8)):
+        verdicts = np.frombuffer(group.verdicts, np.uint8)
+        for counts in count_sources(group.frames, verdicts, erased.get(group.number, ())):
             sources[counts.source] = sources.get(counts.source, SourceCounts(counts.source)).plus(counts)
-        for counts in count_erased(group, erased.get(group.number, ())):
-            sources[counts.source] = sources[counts.source].plus(counts)
         for count in group.routed:
             routed[count.source, count.destinations] += count.row_count
         for frame in {frame.position.directory: frame for frame in group.frames}.values():

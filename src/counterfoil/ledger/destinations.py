@@ -225,10 +225,6 @@ class Destinations:
         pending = [number for number in self._resent.get(name, ()) if number > state.cursor]
         self._resent[name] = [*pending, resent.number] if resent is not None else pending
 
-    def remember_state(self, name: str, state: DestinationState) -> None:
-        """What was written is so from now on; no group was passed or added with it."""
-        self.states[name] = state
-
     def put_gone(self, batch: Batch, ended: Iterable[str], last: int) -> None:
         """Groups up to `last` go: so do the deliveries that end in them, and what was to be sent again and never is."""
         for name in ended:

@@ -19,6 +19,7 @@ from itertools import groupby
 from uuid import UUID
 
 import msgspec
+import numpy as np
 
 from counterfoil.contract.subject import Subject
 from counterfoil.ledger.carried import CarriedDestination
@@ -33,7 +34,7 @@ from counterfoil.ledger.records import (
     Places,
     Seq,
     SourceCounts,
-    count_erased,
+    count_sources,
     group_of,
     unpack_seen,
 )
@@ -260,7 +261,7 @@ class Erasures:
             copies += self._destinations.put_copies_gone(batch, name, (row.first_seq for row in new))
         return Leaving(
             MarkedRows(len(kept), key_count, dead_count),
-            self._put_marks(batch, marks),
+            self.put_marks(batch, marks),
             tuple(SourceCounts(source, erased=count) for source, count in Counter(row.source for row in kept).items()),
             moved,
             {**keys, COPIES: copies},
@@ -282,18 +283,24 @@ class Erasures:
         kept = [seq for seq in delivered if self._is_kept(seq)]
         moved = {name: self._put_moved(batch, name, delivered, ())}
         sources = self._sources_of(kept)
-        return Leaving(MarkedRows(len(delivered), 0, 0), self._put_marks(batch, kept), sources, moved, {})
+        return Leaving(MarkedRows(len(delivered), 0, 0), self.put_marks(batch, kept), sources, moved, {})
 
     def remember_erased(self, left: Leaving) -> None:
         """What `put_erased` or `put_held` wrote is on disk."""
         self.marks.update(left.marks)
         for name, (state, side) in left.moved.items():
-            self._destinations.remember_state(name, state)
+            self._destinations.remember(name, state)
             self._kept.remember_side(name, side)
 
-    def put_settled(self, batch: Batch, seqs: Iterable[Seq]) -> dict[GroupNumber, Places]:
-        """Mark rows that are settled now and were erased before; what to add to `marks` when that is written."""
-        return self._put_marks(batch, seqs)
+    def put_marks(self, batch: Batch, seqs: Iterable[Seq]) -> dict[GroupNumber, Places]:
+        """Mark rows; what to add to `marks` when that is written."""
+        added: dict[GroupNumber, set[int]] = {}
+        for seq in seqs:
+            added.setdefault(group_of(seq), set()).add(seq % ROWS_A_GROUP_MAX)
+        merged = {number: tuple(sorted(places.union(self.marks.get(number, ())))) for number, places in added.items()}
+        for number, places in merged.items():
+            batch.put(FACTS, _mark_key(number), pack_places(places))
+        return merged
 
     def put_gone(self, batch: Batch, last: int) -> None:
         """Groups up to `last` go, and their marks unless an erasure is open."""
@@ -351,18 +358,11 @@ class Erasures:
             packed = self._store.get(GROUPS, _U64.pack(number))
             group = None if packed is None else unpack_any(number, packed)
             if isinstance(group, Group):
-                for counts in count_erased(group, tuple(seq % ROWS_A_GROUP_MAX for seq in of_group)):
-                    counted[counts.source] = counted.get(counts.source, SourceCounts(counts.source)).plus(counts)
+                places = tuple(seq % ROWS_A_GROUP_MAX for seq in of_group)
+                for counts in count_sources(group.frames, np.frombuffer(group.verdicts, np.uint8), places):
+                    known = counted.get(counts.source, SourceCounts(counts.source))
+                    counted[counts.source] = known.plus(SourceCounts(counts.source, erased=counts.erased))
         return tuple(counted.values())
-
-    def _put_marks(self, batch: Batch, seqs: Iterable[Seq]) -> dict[GroupNumber, Places]:
-        added: dict[GroupNumber, set[int]] = {}
-        for seq in seqs:
-            added.setdefault(group_of(seq), set()).add(seq % ROWS_A_GROUP_MAX)
-        merged = {number: tuple(sorted(places.union(self.marks.get(number, ())))) for number, places in added.items()}
-        for number, places in merged.items():
-            batch.put(FACTS, _mark_key(number), pack_places(places))
-        return merged
 
     def _put_keys_gone(
         self, batch: Batch, rows: Iterable[SubjectRow], generations: Sequence[int]

@@ -288,7 +288,7 @@ class Ledger:
                 clock = LedgerClock(group.settled_at_ms, clock.observed_ms)
                 self._put_group(batch, group.number, pack_group(group), clock)
                 named = self._kept.put_named(batch, group.frame_positions(), group.number)
-            marks = self._erasures.put_settled(batch, (seq_of(self._last_group + 1, place) for place in settled.erased))
+            marks = self._erasures.put_marks(batch, (seq_of(self._last_group + 1, place) for place in settled.erased))
             generation = self._generations[-1].number
             batch.put_all(seen_family(generation), settled.new_keys, settled.seen)
             batch.put_all(repeats_family(generation), settled.repeats, settled.repeat_verdicts)
@@ -444,12 +444,11 @@ class Ledger:
                 earlier = carried.routed_to(name) if from_oldest else self._meant_for(name)
                 state = DestinationState(start, start, earlier, 0, 0)
                 self._destinations.put_state(batch, name, state)
-            for erasure in reaching:
-                self._erasures.put(batch, erasure)
+            forgotten = [self._erasures.put(batch, erasure) for erasure in reaching]
             self._write(batch)
             self._destinations.remember(name, state)
-            for erasure in reaching:
-                self._erasures.remember(erasure, ())
+            for erasure, gone in zip(reaching, forgotten, strict=True):
+                self._erasures.remember(erasure, gone)
 
     def cursor(self, name: str) -> GroupNumber:
         """The last group that a destination is through with, by the ledger's copy; 0 is none."""
@@ -635,10 +634,10 @@ class Ledger:
         `of_earlier_lives`: whatever that may be; it rewrites the seen index.
         """
         leaving, self._leaving = self._leaving, {}
-        for family, keys in leaving.items():
-            if not of_earlier_lives:
+        if not of_earlier_lives:
+            for family, keys in leaving.items():
                 self._store.let_go(family, keys)
-        if of_earlier_lives:
+        else:
             numbers = [generation.number for generation in self._generations]
             for family in (COPIES, *map(seen_family, numbers), *map(repeats_family, numbers)):
                 self._store.let_all_go(family)

@@ -18,7 +18,6 @@ A row's `seq` is group * 65,536 + its place in the group.
 from __future__ import annotations
 
 import struct
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NewType
 
@@ -311,15 +310,16 @@ class Settled(msgspec.Struct, frozen=True):
 
 
 def count_sources(
-    frames: Sequence[FrameFacts] | Sequence[GroupFrame], verdicts: NDArray[np.uint8]
+    frames: Sequence[FrameFacts] | Sequence[GroupFrame], verdicts: NDArray[np.uint8], erased: Places = ()
 ) -> tuple[SourceCounts, ...]:
-    """The books of each source over the rows of these frames."""
+    """The books of each source over the rows of these frames, of which those at the places `erased` were erased."""
     numbers: dict[str, int] = {}
     frame_source = [numbers.setdefault(each.source, len(numbers)) for each in frames]
     row_counts = [each.row_count for each in frames]
     source_of = np.repeat(np.array(frame_source, np.int64), row_counts)
     counted = np.bincount(source_of * _VERDICTS + verdicts, minlength=len(numbers) * _VERDICTS)
     accepted = np.bincount(frame_source, weights=row_counts, minlength=len(numbers))
+    erased_of = np.bincount(source_of[np.array(erased, np.int64)], minlength=len(numbers))
     return tuple(
         SourceCounts(
             source=source,
@@ -329,20 +329,10 @@ def count_sources(
             conflict=int(of_source[Verdict.CONFLICT]),
             blocked=int(of_source[Verdict.BLOCKED]),
             test=int(of_source[Verdict.TEST]),
+            erased=int(erased_of[number]),
         )
         for (source, number), of_source in zip(numbers.items(), counted.reshape(len(numbers), _VERDICTS), strict=True)
     )
-
-
-def count_erased(group: Group, places: Places) -> tuple[SourceCounts, ...]:
-    """How many of the rows at these places are whose."""
-    counted: dict[str, int] = {}
-    waiting = deque(places)
-    for frame, first in group.parts():
-        while waiting and waiting[0] < first + frame.row_count:
-            counted[frame.source] = counted.get(frame.source, 0) + 1
-            waiting.popleft()
-    return tuple(SourceCounts(source, erased=count) for source, count in counted.items())
 
 
 def pack_seen(seq: Seq, content_hash: int, day: int) -> bytes:

@@ -38,7 +38,6 @@ from counterfoil.ledger import (
     Places,
     ResentGroup,
     SourceCounts,
-    count_erased,
     count_sources,
     seq_of,
 )
@@ -338,8 +337,7 @@ class _Recount:
         """Count a group's rows."""
         frames = [self._frame(group, named) for named in group.frames]
         verdicts = np.frombuffer(group.verdicts, np.uint8)
-        erased = count_erased(group, self._erased_places(group.number))
-        for counts in (*count_sources(group.frames, verdicts), *erased):
+        for counts in count_sources(group.frames, verdicts, self._erased_places(group.number)):
             self._judged[counts.source] = self._judged.get(counts.source, SourceCounts(counts.source)).plus(counts)
         readable = [frame.facts for frame in frames if frame is not None]
         columns = set_columns(readable) if len(readable) == len(frames) else None
@@ -504,15 +502,15 @@ class _Tally:
 
     def _expect_resent(self, group: ResentGroup) -> None:
         name = self._counts.destination
-        erased = self._ledger.erased_places(group.number)
         expected = []
         for place, row in enumerate(group.rows):
             seq = group.seq_at(place)
-            last_seq = max(each.seq for each in self._ledger.resendings(name, row.first_seq))
-            if place in erased:
+            if self._ledger.is_erased(seq):
                 if self._is_erasing:
                     self._unknown.append(np.array([seq], np.int64))
-            elif seq == last_seq and self._ledger.dead_letter(name, seq) is None:
+                continue
+            last_seq = max(each.seq for each in self._ledger.resendings(name, row.first_seq))
+            if seq == last_seq and self._ledger.dead_letter(name, seq) is None:
                 expected.append(seq)
                 self._expected_of[row.source] += 1
         self._expected.append(np.array(expected, np.int64))

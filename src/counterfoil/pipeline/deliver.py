@@ -32,7 +32,7 @@ from counterfoil.destinations.interface import DeliveredRow, Delivery, Destinati
 from counterfoil.destinations.settings import DeliverySettings
 from counterfoil.errors import DestinationDown, DestinationRefused
 from counterfoil.failpoints import reach
-from counterfoil.ledger import ROWS_A_GROUP_MAX, ErasedThere, Erasure, ErasureState, Ledger, Seq, group_of
+from counterfoil.ledger import ErasedThere, Erasure, ErasureState, Ledger
 from counterfoil.pipeline.handover import Handed, Handover
 from counterfoil.pipeline.resemblance import strange_group
 from counterfoil.queue import FrameSource
@@ -366,7 +366,7 @@ class Deliverer:
         """Record what the destination holds and the ledger does not know: a crash came between commit and cursor."""
         routed = erased_rows = 0
         rows: list[DeliveredRow] = []
-        dead = [row for row in receipt.dead if not self._is_erased(row)]
+        dead = [row for row in receipt.dead if not self._ledger.is_erased(row.seq)]
         refused_count = len(dead)
         # What is gone since then, while it was not set, is counted as skipped already, though it holds it.
         number = max(first_group - 1, self._ledger.carried().last_group)
@@ -390,9 +390,6 @@ class Deliverer:
         whole = msgspec.structs.replace(receipt, row_count=routed - erased_rows - len(dead))
         self._record(first_group, whole, dead, erased_rows, rows)
         log.info("deliver.caught_up", destination=self.name, last_group=receipt.last_group, row_count=whole.row_count)
-
-    def _is_erased(self, row: RefusedRow) -> bool:
-        return row.seq % ROWS_A_GROUP_MAX in self._ledger.erased_places(group_of(Seq(row.seq)))
 
     # Failing
 

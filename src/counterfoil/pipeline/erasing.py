@@ -50,6 +50,7 @@ from counterfoil.ledger import (
 from counterfoil.pipeline.handover import FrameCache, copy_of
 from counterfoil.positions import DirectoryId, FramePosition, SegmentNumber
 from counterfoil.queue import ErasingShelf, FrameSource
+from counterfoil.queue.erasure import indexes_of
 
 ROUNDS_MAX = 5
 ROWS_A_STEP = 500
@@ -334,9 +335,7 @@ class _Search:
             if not self._subject.may_be_in(frame.rows):
                 continue
             facts = frame.facts
-            for index in range(facts.row_count):
-                if not self._subject.is_row(part.source, frame.row(index)) or facts.is_erased(index):
-                    continue
+            for index in indexes_of(frame, self._subject):
                 verdict = Verdict(group.verdicts[place + index])
                 segment = part.position.directory, part.position.segment
                 self._found.setdefault(segment, _FoundRows()).add(part.position.offset, index, verdict)

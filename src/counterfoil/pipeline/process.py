@@ -196,8 +196,8 @@ def make_pipeline(
         make_deliverer(each, task, ledger_id, ledger, queue, metrics, teller(each.name, line))
         for each in task.destinations
     ]
-    tell_unset(ledger, [each.name for each in task.destinations])
     names = [each.name for each in task.destinations]
+    tell_unset(ledger, names)
     gate = threading.Lock()
     retention = Retention(ledger, queue, names, task.queue.retention_days, gate)
 

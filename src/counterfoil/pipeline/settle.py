@@ -30,8 +30,6 @@ from counterfoil.ledger import (
     GroupNumber,
     Ledger,
     Settled,
-    SourceCounts,
-    count_erased,
     count_sources,
 )
 from counterfoil.pipeline.routes import set_columns
@@ -163,14 +161,10 @@ def settle_group(number: int, frames: Sequence[Frame], seen: Seen, settled_at_ms
         routed=set_columns(facts).count(judged.verdicts == Verdict.NEW),
         settled_at_ms=settled_at_ms,
     )
-    erased_counts = {counts.source: counts for counts in count_erased(group, erased)}
     return Settled(
         group=group,
         reading_positions=(),
-        source_counts=tuple(
-            counts.plus(erased_counts.get(counts.source, SourceCounts(counts.source)))
-            for counts in count_sources(facts, judged.verdicts)
-        ),
+        source_counts=count_sources(facts, judged.verdicts, erased),
         new_keys=packed_items(key_hashes[judged.new_rows]),
         seen=packed_items(new),
         repeats=packed_items(repeats),
