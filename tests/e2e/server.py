@@ -247,6 +247,10 @@ path = "data/lake"
         assert done.returncode == status, f"{arguments}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
+    def facts(self, *arguments: str, status: int = 0) -> Any:
+        """The JSON document that a command prints, likewise."""
+        return json.loads(self.run(*arguments, "--json", status=status))
+
 
 def get(url: str) -> int:
     """The status of an answer; 0 when there is none."""

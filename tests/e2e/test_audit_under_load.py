@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import threading
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def test_an_audit_beside_a_working_server_balances(tmp_path: Path) -> None:
         sender.start()
         try:
             until(lambda: server.status()["oldest_group"] > 1, "retention has removed something", seconds=90)
-            reports = [json.loads(server.run("audit", "--json")) for _ in range(AUDITS)]
+            reports = [server.facts("audit") for _ in range(AUDITS)]
         finally:
             stop.set()
             sender.join()

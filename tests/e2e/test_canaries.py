@@ -144,7 +144,7 @@ def test_nothing_of_what_was_damaged_is_shown(make_server: MakeServer, receiver:
     until(lambda: _of(server, "hook")["dead"] >= 1, "rows are settled and delivered anew")
     assert list((server.directory / "data" / "quarantine").glob("*.json")), "the damage was set aside, with notes"
     said["dead list"] = server.run("dead", "list") + server.run("dead", "list", "--json")
-    seq = str(json.loads(server.run("dead", "list", "--json"))["letters"][0]["seq"])
+    seq = str(server.facts("dead", "list")["letters"][0]["seq"])
     said["dead show"] = server.run("dead", "show", "hook", seq) + server.run("dead", "show", "hook", seq, "--json")
     said["replay"] = server.run("replay", "hook", "--again", "--dry-run", "--json", status=1)
     said["retry"] = server.run("dead", "retry", "--json")

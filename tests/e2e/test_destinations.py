@@ -202,7 +202,7 @@ def test_a_bad_destination_holds_only_itself(make_server: Callable[..., Server],
         sent = send(server, 0)
         assert sorted(row["distinct_id"] for row in server.rows_of(*sent)) == sorted(sent)
         until(lambda: posted(receiver) >= set(sent) or None, "all is posted")
-        told = json.loads(server.run("check", "--json", status=1))
+        told = server.facts("check", status=1)
         problems = {check["what"]: check["problems"] for check in told["checks"]}
         assert "make it" in problems["destination warehouse"][0]
         assert "http_403: see the url and the secret" in problems["destination forbidden"][0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 from collections import Counter
@@ -101,7 +100,7 @@ def test_the_reserve_is_kept_and_comes_back(small_disk: Path) -> None:
             acknowledged.append(10_000)
             server.settle_down()
             until(lambda: used(server, "queue") < 4 * 2**20, "the segments have gone", seconds=60)
-            report = json.loads(server.run("audit", "--json"))
+            report = server.facts("audit")
             assert report["is_balanced"], report
             assert report["oldest_group"] > 1
             wanted = {f"{number}-{row}" for number in acknowledged for row in range(ROWS)}
@@ -113,6 +112,6 @@ def test_the_reserve_is_kept_and_comes_back(small_disk: Path) -> None:
                 for row in request.rows
             )
             assert set(posted) == wanted
-            [row] = json.loads(server.run("trace", "0-0", "--json"))["rows"]
+            [row] = server.facts("trace", "0-0")["rows"]
             assert row["position"] is None
             assert [each["state"] for each in row["deliveries"]] == ["delivered", "delivered"]

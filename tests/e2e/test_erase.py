@@ -48,7 +48,7 @@ def assert_gone(server: Server, dsn: str, receiver: Receiver, names: list[str]) 
     assert (message["source"], message["distinctId"]) == (None, PERSON)
     assert files_with(server.directory / "data", PERSON) == []
     assert files_with(server.directory, PERSON) == []
-    audited = json.loads(server.run("audit", "--json"))
+    audited = server.facts("audit")
     assert audited["is_balanced"], audited["differences"]
     counts = {each["destination"]: each["erased"] for each in audited["destinations"]}
     assert counts == {"lake": 1, "warehouse": 1, "hook": 1}
@@ -65,28 +65,23 @@ def files_with(root: Path, text: str) -> list[str]:
     return [str(path.relative_to(root)) for path in paths if text.encode() in path.read_bytes()]
 
 
-def facts(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(text)
-    return found
-
-
 def test_while_the_server_runs(make_server: Any, postgres: PostgresServer, receiver: Receiver) -> None:
     """One command: it waits until everything is done, and says what went where; the row sent again is a new one."""
     dsn = database(postgres)
     server = make_server(more=warehouse(dsn) + webhook("hook", receiver)).start()
     names = send(server, 0) + send(server, 1)
     server.settle_down()
-    planned = facts(server.run("erase", PERSON, "--dry-run", "--json"))
+    planned = server.facts("erase", PERSON, "--dry-run")
     assert planned["queue"] == {"rows": 1, "segments": 1}
-    done = facts(server.run("erase", PERSON, "--yes", "--json"))
+    done = server.facts("erase", PERSON, "--yes")
     assert done["is_done"]
     assert (done["queue"]["rows"], done["ledger"]["rows"], done["ledger"]["keys"]) == (1, 1, 1)
     assert [(each["state"], each["rows"]) for each in done["destinations"]] == [
         ("done", None), ("done", 1), ("done", 1)
     ]  # fmt: skip
     assert_gone(server, dsn, receiver, names)
-    assert facts(server.run("erase", PERSON, "--dry-run", "--json", status=1))["queue"]["rows"] == 0
-    assert facts(server.run("erase", "--list", "--json"))["erasures"][0]["is_done"]
+    assert server.facts("erase", PERSON, "--dry-run", status=1)["queue"]["rows"] == 0
+    assert server.facts("erase", "--list")["erasures"][0]["is_done"]
     send(server, 0)
     server.settle_down()
     assert len(server.rows_of(PERSON)) == 1
@@ -101,14 +96,14 @@ def test_without_a_server(make_server: Any, postgres: PostgresServer, receiver: 
     server.settle_down()
     server.stop()
     receiver.answer = lambda request: Reply(503) if is_erasure(request) else Reply()
-    waits = facts(server.run("erase", PERSON, "--yes", "--json", status=1))
+    waits = server.facts("erase", PERSON, "--yes", status=1)
     assert {each["destination"]: each["state"] for each in waits["destinations"]} == {
         "lake": "done", "warehouse": "done", "hook": "waiting"
     }  # fmt: skip
     receiver.answer = lambda _: Reply()
     receiver.received.clear()
     server.start()
-    until(lambda: facts(server.run("erase", "--list", "--json"))["erasures"][0]["is_done"], "the hook was told")
+    until(lambda: server.facts("erase", "--list")["erasures"][0]["is_done"], "the hook was told")
     names += send(server, 1)
     server.settle_down()
     assert_gone(server, dsn, receiver, names)
@@ -124,13 +119,13 @@ def test_killed_on_the_way(make_server: Any, postgres: PostgresServer, receiver:
     names = send(server, 0) + send(server, 1)
     server.settle_down()
     first = server.pid_of("pipeline")
-    assert facts(server.run("erase", PERSON, "--yes", "--json", "--wait", "0", status=1))["is_done"] is False
+    assert server.facts("erase", PERSON, "--yes", "--wait", "0", status=1)["is_done"] is False
     until(lambda: server.pid_of("pipeline") != first, "the pipeline died")
     server.stop()
     server.start()
-    until(lambda: facts(server.run("erase", "--list", "--json"))["erasures"][0]["is_done"], "it is done")
+    until(lambda: server.facts("erase", "--list")["erasures"][0]["is_done"], "it is done")
     with psycopg.connect(dsn) as connection:
         assert connection.execute("SELECT count(*) FROM events").fetchone() == (len(names) - 1,)
-    audited = facts(server.run("audit", "--json"))
+    audited = server.facts("audit")
     assert audited["is_balanced"], audited["differences"]
     assert files_with(server.directory, PERSON) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,11 +23,6 @@ def store() -> Iterator[ObjectStore]:
         yield running
 
 
-def facts(text: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(text)
-    return found
-
-
 def test_what_the_bucket_lost_is_found_and_sent_again(make_server: Any, store: ObjectStore) -> None:
     """While the server runs: the audit names a missing row, a dry run counts it, the replay brings it back; and an
     erasure leaves none of a person's."""
@@ -43,24 +37,24 @@ storage_options = {store.options_toml()}
     server: Server = make_server(more=more).start()
     names = sorted(send(server, 0) + send(server, 1))
     server.settle_down()
-    assert facts(server.run("audit", "--json"))["is_balanced"]
+    assert server.facts("audit")["is_balanced"]
     assert ids(url, store) == names
 
     deltalake.DeltaTable(url, storage_options=store.options()).delete(f"distinct_id = '{LOST}'")
-    audited = facts(server.run("audit", "--json", status=1))
+    audited = server.facts("audit", status=1)
     (bucket,) = [each for each in audited["destinations"] if each["destination"] == "bucket"]
     assert (bucket["missing"], bucket["surplus"], bucket["failure"]) == (1, 0, None)
     assert [each["kind"] for each in audited["differences"]] == ["row_missing"]
-    planned = facts(server.run("replay", "bucket", "--dry-run", "--json"))
+    planned = server.facts("replay", "bucket", "--dry-run")
     assert (planned["compared"], planned["missing"], planned["sent"]) == (len(names), 1, 0)
-    assert facts(server.run("replay", "bucket", "--json"))["sent"] == 1
+    assert server.facts("replay", "bucket")["sent"] == 1
     server.settle_down()
     assert ids(url, store) == names
-    assert facts(server.run("audit", "--json"))["is_balanced"]
+    assert server.facts("audit")["is_balanced"]
 
-    assert facts(server.run("erase", PERSON, "--yes", "--json"))["is_done"]
+    assert server.facts("erase", PERSON, "--yes")["is_done"]
     assert ids(url, store) == [name for name in names if name != PERSON]
-    assert facts(server.run("audit", "--json"))["is_balanced"]
+    assert server.facts("audit")["is_balanced"]
 
 
 def ids(url: str, store: ObjectStore) -> list[str]:

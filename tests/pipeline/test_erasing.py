@@ -138,6 +138,17 @@ class House:
         while self.eraser.step():
             pass
 
+    def receive_and_deliver(self, *rows: Row | str, source: str = "web") -> None:
+        """Let rows be delivered everywhere."""
+        self.receive(*rows, source=source)
+        self.settle()
+        self.deliver()
+
+    def deliver_and_close(self, *rows: Row | str, source: str = "web") -> None:
+        """Let rows be delivered everywhere, and their segment be closed."""
+        self.receive_and_deliver(*rows, source=source)
+        self.life.roll()
+
     def erase_and_deliver(self) -> None:
         self.roll_and_erase()
         self.deliver()
@@ -226,11 +237,8 @@ def test_a_row_sent_again_after_that_is_new(house: House) -> None:
     """What is erased is forgotten: the same row counts and is delivered like any other."""
     fill(house)
     house.order()
-    house.roll_and_erase()
-    house.deliver()
-    house.receive(PERSON)
-    house.settle()
-    house.deliver()
+    house.erase_and_deliver()
+    house.receive_and_deliver(PERSON)
     assert house.lake.ids().count(PERSON) == 1
     (row,) = trace(house.ledger, house.queue, ["web"], PERSON).rows
     assert [each.state for each in row.deliveries] == [DeliveryState.DELIVERED] * 2
@@ -306,9 +314,7 @@ def test_what_it_took_before_a_crash_and_nobody_noted(house: House) -> None:
 
 def test_later_rows_wait_until_it_is_done_there(house: House) -> None:
     """What a table removes are all rows of the person's: those that come later are handed to it after that."""
-    house.receive(PERSON, "a")
-    house.settle()
-    house.deliver()
+    house.receive_and_deliver(PERSON, "a")
     house.order()
     house.life.roll()
     assert house.eraser.step()
@@ -339,15 +345,11 @@ def test_a_destination_that_is_down_does_it_when_it_is_back(house: House) -> Non
 
 def test_a_receiver_that_refuses_the_message_goes_on(house: House) -> None:
     """It gets later rows all the same, and is told again later; until then the order is open."""
-    house.receive(PERSON, "a")
-    house.settle()
-    house.deliver()
+    house.receive_and_deliver(PERSON, "a")
     house.hook.refusal = DestinationRefused("hook: it answered 400")
     house.order()
     house.roll_and_erase()
-    house.receive("b")
-    house.settle()
-    house.deliver()
+    house.receive_and_deliver("b")
     assert house.hook.ids() == [PERSON, "a", "b"]
     there = house.erasure().destinations["hook"]
     assert (there.state, there.reason) == (ErasureState.REFUSED, "hook: it answered 400")
@@ -363,10 +365,7 @@ def test_dead_letters_of_groups_that_are_gone(house: House) -> None:
     """Their copies go, too, and rows that wait to be sent again from them are handed to nobody."""
     house.lake.refuses = {PERSON: "nul", "a": "nul"}
     house.receive(Row(PERSON, user_id="u7"), "a")
-    house.receive(Row("another-id", user_id="u7"), source="app")
-    house.settle()
-    house.deliver()
-    house.life.roll()
+    house.deliver_and_close(Row("another-id", user_id="u7"), source="app")
     house.receive("b")
     house.settle()
     Retention(house.ledger, house.queue, ["lake", "hook"], 0).step()
@@ -388,8 +387,7 @@ def test_a_rebuilt_ledger_knows_what_was_erased(house: House) -> None:
     """The frames say which rows were erased and what they were: the new books count them, and send none of them."""
     fill(house)
     house.order()
-    house.roll_and_erase()
-    house.deliver()
+    house.erase_and_deliver()
     before = house.ledger.books()
     house.ledger.close()
     places = Places(house.root / "ledger", house.root / "quarantine")
@@ -424,17 +422,13 @@ def damage_the_person(house: House) -> None:
 
 def test_delivered_rows_of_groups_that_are_gone(house: House) -> None:
     """A row whose group is gone is erased where a destination says that it holds it: once, and nobody else's."""
-    house.receive(PERSON, "a", Row("z", destinations=("hook",)))
-    house.settle()
-    house.deliver()
-    house.life.roll()
+    house.deliver_and_close(PERSON, "a", Row("z", destinations=("hook",)))
     house.receive("b")
     house.settle()
     remove_all(house)
     assert house.ledger.carried().last_group == 1
     house.order()
-    house.roll_and_erase()
-    house.deliver()
+    house.erase_and_deliver()
     assert house.lake.ids() == ["a", "b"]
     assert (house.shown("lake"), house.shown("hook")) == ((3, 2, 0, 1, 0), (4, 4, 0, 0, 0))
     house.assert_balanced()
@@ -444,16 +438,12 @@ def test_a_row_that_is_found_twice_is_erased_once(house: House) -> None:
     """A dead letter of a gone group is found by its key and by its copy, and counts once."""
     house.lake.refuses = {PERSON: "nul", "a": "nul"}
     house.receive(PERSON, "a")
-    house.receive("c")
-    house.settle()
-    house.deliver()
-    house.life.roll()
+    house.deliver_and_close("c")
     house.receive("b")
     house.settle()
     remove_all(house)
     house.order()
-    house.roll_and_erase()
-    house.deliver()
+    house.erase_and_deliver()
     assert (house.erasure().key_count, house.erasure().dead_count) == (1, 1)
     assert house.shown("lake") == (4, 2, 1, 1, 0)
     house.assert_balanced()
@@ -461,10 +451,7 @@ def test_a_row_that_is_found_twice_is_erased_once(house: House) -> None:
 
 def test_retention_goes_on_before_a_destination_is_back(house: House) -> None:
     """What was marked stays known until each destination has done its part, also when its group is gone by then."""
-    house.receive(PERSON, "a")
-    house.settle()
-    house.deliver()
-    house.life.roll()
+    house.deliver_and_close(PERSON, "a")
     house.receive("b")
     house.settle()
     house.order()
@@ -480,10 +467,7 @@ def test_retention_goes_on_before_a_destination_is_back(house: House) -> None:
 
 def test_a_destination_that_fails_after_it_said_what_it_holds(house: House) -> None:
     """What it holds of groups that are gone is booked once, however often it has to be asked."""
-    house.receive(PERSON, "a", "c", "d")
-    house.settle()
-    house.deliver()
-    house.life.roll()
+    house.deliver_and_close(PERSON, "a", "c", "d")
     house.receive("b")
     house.settle()
     remove_all(house)
@@ -505,58 +489,39 @@ def test_a_destination_that_fails_after_it_said_what_it_holds(house: House) -> N
 
 def test_a_row_whose_frame_is_damaged(house: House) -> None:
     """The search can't read it; the table says that it holds it, and both sides of the books count it as erased."""
-    house.receive(PERSON, "a")
-    house.settle()
-    house.deliver()
-    house.life.roll()
-    house.receive("b")
-    house.settle()
-    house.deliver()
+    house.deliver_and_close(PERSON, "a")
+    house.receive_and_deliver("b")
     damage_the_person(house)
     house.order()
-    house.roll_and_erase()
-    house.deliver()
+    house.erase_and_deliver()
     assert house.lake.ids() == ["a", "b"]
     assert house.erasure().damaged_frames == 1
     assert house.shown("lake") == (3, 2, 0, 1, 0)
     found = audit(house.ledger, house.queue, {"lake": house.lake.held})
     assert all(source.is_balanced for source in found.sources)
     assert all(destination.is_balanced for destination in found.destinations)
-    house.receive(PERSON)
-    house.settle()
-    house.deliver()
+    house.receive_and_deliver(PERSON)
     assert (house.lake.ids().count(PERSON), house.hook.ids().count(PERSON)) == (1, 2)
 
 
 def test_a_copy_of_a_row_whose_frame_is_damaged(house: House) -> None:
     """What the ledger keeps of a dead row is searched even where its group is kept."""
     house.lake.refuses = {PERSON: "nul"}
-    house.receive(PERSON, "a")
-    house.settle()
-    house.deliver()
-    house.life.roll()
+    house.deliver_and_close(PERSON, "a")
     damage_the_person(house)
     house.order()
-    house.roll_and_erase()
-    house.deliver()
+    house.erase_and_deliver()
     assert list(house.ledger.dead_letters("lake")) == []
     assert house.files_with(PERSON) == []
     assert (house.shown("lake"), house.shown("hook")) == ((2, 1, 0, 1, 0), (2, 1, 0, 1, 0))
-    house.receive(PERSON)
-    house.settle()
-    house.deliver()
+    house.receive_and_deliver(PERSON)
     assert house.hook.ids().count(PERSON) == 2
 
 
 def test_cut_off_where_a_row_is_sent_twice(house: House) -> None:
     """A row that was sent once more from a group that is gone is found by each life, and counts once."""
-    house.receive(PERSON, "a")
-    house.settle()
-    house.deliver()
-    house.life.roll()
-    house.receive("b")
-    house.settle()
-    house.deliver()
+    house.deliver_and_close(PERSON, "a")
+    house.receive_and_deliver("b")
     for again in Replay(house.ledger, house.queue, house.counts("hook"), None, ReplayFilter()).orders():
         carry_out(house.ledger, again, house.clock_ms())
     house.deliver()
@@ -591,9 +556,7 @@ def test_rows_that_never_stop_coming(house: House) -> None:
         receive()
         return cut(erasure_id)
 
-    house.receive(PERSON, "a")
-    house.settle()
-    house.deliver()
+    house.receive_and_deliver(PERSON, "a")
     house.order()
     cut = house.ledger.cut_erasure
     house.eraser = Eraser(house.ledger, house.queue, house.gate, settle=settle)
@@ -612,9 +575,7 @@ def test_rows_that_never_stop_coming(house: House) -> None:
 
 def test_a_destination_that_is_new_while_it_goes_on(house: House) -> None:
     """One that takes all that is kept before the rows are marked does its part as the others do."""
-    house.receive(PERSON, "a")
-    house.settle()
-    house.deliver()
+    house.receive_and_deliver(PERSON, "a")
     house.order()
     late = MemoryDestination("late")
     house.ledger.register_destination("late", from_oldest=True)
@@ -632,9 +593,7 @@ def test_a_destination_that_is_new_while_it_goes_on(house: House) -> None:
 
 def test_a_destination_that_comes_back_while_it_goes_on(house: House) -> None:
     """One that was not in the configuration does its part, as long as another has not done its own."""
-    house.receive(PERSON, "a")
-    house.settle()
-    house.deliver()
+    house.receive_and_deliver(PERSON, "a")
     carry_out(house.ledger, Erase(ORDER, ALICE), house.clock_ms(), ["hook"])
     house.roll_and_erase()
     assert house.erasure().destinations["lake"].state is ErasureState.NOT_SET
@@ -650,8 +609,7 @@ def test_an_order_that_is_given_twice(house: House) -> None:
     house.receive(PERSON, "a")
     house.settle()
     house.order()
-    house.roll_and_erase()
-    house.deliver()
+    house.erase_and_deliver()
     house.order()
     assert house.erasure().is_done
 
@@ -659,9 +617,7 @@ def test_an_order_that_is_given_twice(house: House) -> None:
 def test_cut_off_before_files_are_rewritten(house: House) -> None:
     """Copies and the person's id leave the files of the ledger also when a life ends right after it noted that."""
     house.lake.refuses = {PERSON: "nul"}
-    house.receive(PERSON, "a")
-    house.settle()
-    house.deliver()
+    house.receive_and_deliver(PERSON, "a")
     house.crash()
     house.order()
 
@@ -696,9 +652,7 @@ def test_a_disk_that_is_full_after_the_cut(house: House) -> None:
     cut, full = house.ledger.cut_erasure, patch.object(house.queue, "roll", side_effect=OSError(28, "No space"))
     with patch.object(house.ledger, "cut_erasure", receive_and_cut), pytest.raises(OSError, match="No space"):
         house.eraser.step()
-    house.receive("c")
-    house.settle()
-    house.deliver()
+    house.receive_and_deliver("c")
     assert house.lake.ids() == ["a", "b", "c"]
     full.stop()
     house.roll_and_erase()
@@ -727,9 +681,7 @@ def test_a_writer_that_does_not_close_its_segment(house: House) -> None:
 
 def test_an_audit_of_a_moment_before_it(house: House) -> None:
     """What was erased after the moment that is audited is missed by nobody; a row that is just gone is."""
-    house.receive(PERSON, "a")
-    house.settle()
-    house.deliver()
+    house.receive_and_deliver(PERSON, "a")
     reader = Ledger.open(house.root / "ledger", SMALL, LEDGER, mode="read")
     try:
         house.order()
