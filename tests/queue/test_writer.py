@@ -99,6 +99,19 @@ def test_what_waits_at_the_same_time_shares_a_flush(tmp_path: Path) -> None:
     assert len(read_all(tmp_path).names) == 51
 
 
+def test_what_is_flushed_is_held_no_longer(tmp_path: Path) -> None:
+    """A writer that waits for the next frame has let go of the last ones: up to FLUSH_BYTES of memory a worker."""
+
+    async def use(writer: SegmentWriter) -> None:
+        one = draft("held")
+        references = sys.getrefcount(one)
+        await asyncio.gather(*writer.append([one]))
+        while sys.getrefcount(one) > references:
+            await asyncio.sleep(0.005)
+
+    run_with_writer(tmp_path, RealFiles(), use)
+
+
 def test_nothing_is_acknowledged_before_its_flush(tmp_path: Path) -> None:
     """While the flush has not ended no future is done and no reader sees the frame (I2, I3)."""
     files = GatedFiles()

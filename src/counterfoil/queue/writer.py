@@ -236,10 +236,7 @@ class SegmentWriter:
 
     def _serve(self) -> None:
         while not self._is_stopping:
-            self._at_hand = self._take()
-            for bite in _bites(self._at_hand):
-                self._flush(bite)
-            self._at_hand = []
+            self._flush_at_hand()
             if self._is_roll_wanted:
                 self._is_roll_wanted = False
                 self._roll()
@@ -249,6 +246,13 @@ class SegmentWriter:
             if now - self._looked_at >= LOOK_SECONDS_MIN:
                 self._look_at_disk()
                 self._look_for_request()
+
+    def _flush_at_hand(self) -> None:
+        # Apart from the thread's loop: a variable there would hold the last bite until the next one comes.
+        self._at_hand = self._take()
+        for bite in _bites(self._at_hand):
+            self._flush(bite)
+        self._at_hand = []
 
     def _refuse_for_good(self, refusal: QueueRefused) -> None:
         self._broken = refusal
