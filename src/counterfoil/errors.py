@@ -116,6 +116,8 @@ class DestinationDown(DestinationError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
         """Seconds that the destination asked us to wait."""
+        self.has_progressed = False
+        """Whether it took a part of the delivery first: it is not down for good."""
 
 
 class DestinationRefused(DestinationError):

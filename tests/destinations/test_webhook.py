@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from counterfoil.contract.subject import Subject
-from counterfoil.destinations.halving import take_by_halves
+from counterfoil.destinations.halving import refused_by_halves
 from counterfoil.destinations.interface import Delivery, Receipt, RefusedRow
 from counterfoil.destinations.settings import WebhookSettings
 from counterfoil.destinations.webhook import WebhookDestination
@@ -197,6 +197,66 @@ def test_the_same_rows_have_the_same_message_id(receiver: Receiver, hook: Webhoo
     assert first == again != other
 
 
+def test_a_receiver_that_fails_now_and_then_says_that_it_took_something(
+    receiver: Receiver, hook: WebhookDestination
+) -> None:
+    """Whoever waits before the next try knows whether whole requests were taken since the last one."""
+    receiver.answer = lambda request: Reply(503 if len(receiver.received) in (1, 3, 6) else 204)
+    has_progressed = []
+    for _ in range(3):
+        with pytest.raises(DestinationDown) as caught:
+            hook.deliver(delivery(1, 50))
+        has_progressed.append(caught.value.has_progressed)
+    hook.deliver(delivery(1, 50))
+    # The single row of a probe is not enough: a receiver may take that and never a full request.
+    assert sizes(receiver) == [10, 1, 10, 1, 10, 10, 1, 10, 10, 10, 7]
+    assert has_progressed == [False, False, True]
+
+
+def test_a_refused_row_is_found_by_a_receiver_that_fails_now_and_then(
+    receiver: Receiver, hook: WebhookDestination
+) -> None:
+    """What was taken while a row was looked for is not sent again after a failure in the middle of it."""
+
+    def answer(request: Received) -> Reply:
+        if len(receiver.received) == 4:
+            return Reply(503)
+        return Reply(422 if any(each["seq"] == 65_536 + 8 for each in request.rows) else 204)
+
+    receiver.answer = answer
+    with pytest.raises(DestinationDown):
+        hook.deliver(delivery(1, 10))
+    assert hook.deliver(delivery(1, 10)).dead == (RefusedRow(65_536 + 8, "http_422"),)
+    assert receiver.taken == [seq for seq in range(65_536, 65_546) if seq != 65_536 + 8]
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(200, {"content-encoding": "gzip"}, b"not gzip"),
+        Reply(200, {"content-length": "1000", "connection": "close"}, b"cut off"),
+        Reply(200, {}, bytes(8 * 1024 * 1024)),
+    ],
+    ids=["not what its encoding says", "cut off", "8 MiB"],
+)
+def test_the_body_of_an_answer_changes_nothing(receiver: Receiver, hook: WebhookDestination, reply: Reply) -> None:
+    """The status alone says whether rows were taken, whatever comes after it."""
+    receiver.answer = lambda _: reply
+    assert hook.deliver(delivery(1, 25)).row_count == 25
+    assert sizes(receiver) == [10, 10, 5]
+
+
+@pytest.mark.parametrize("url", ["http://host:port/", "http://[::1", "http://a..b/", "http://?events"])
+def test_a_url_that_is_none_is_told(url: str) -> None:
+    """What can't be read as an address is told with what was expected, by `check` and when it delivers."""
+    target = destination(url)
+    assert "the url of this destination is none: expected one like https://" in target.check()[0]
+    target.open()
+    with pytest.raises(DestinationRefused, match="the url of this destination is none"):
+        target.deliver(delivery(1))
+    target.close()
+
+
 SUBJECT = Subject(distinct_id="order-65537", source="website")
 
 
@@ -266,7 +326,19 @@ def test_rows_erased_after_a_failure_are_missed_by_nobody(receiver: Receiver, ho
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("7", 7.0), ("Thu, 01 Jan 2026 00:00:30 GMT", 29.877), ("99999", 3600.0), ("soon", None)]
+    ("text", "seconds"),
+    [
+        ("7", 7.0),
+        ("Thu, 01 Jan 2026 00:00:30 GMT", 29.877),
+        ("Thu Jan  1 00:00:30 2026", 29.877),
+        ("Thu, 01 Jan 2026 00:00:00 GMT", 0.0),
+        ("99999", 3600.0),
+        ("9" * 400, 3600.0),
+        ("soon", None),
+        ("nan", None),
+        ("-1", None),
+        ("Thu, 01 Jan 99999999999999999999 00:00:30 GMT", None),
+    ],
 )
 def test_retry_after_is_handed_on(
     receiver: Receiver, hook: WebhookDestination, text: str, seconds: float | None
@@ -284,7 +356,7 @@ def test_what_somebody_must_mend_is_told(receiver: Receiver, hook: WebhookDestin
     receiver.answer = lambda _: Reply(status)
     with pytest.raises(DestinationRefused, match=f"http_{status}.*secret"):
         hook.deliver(delivery(1))
-    assert hook.check()[0].startswith("crm: http_")
+    assert hook.check()[0].startswith("http_")
 
 
 def test_check_is_content_with_a_receiver_that_answers(receiver: Receiver) -> None:
@@ -301,7 +373,7 @@ def test_nobody_there_is_down() -> None:
     with pytest.raises(DestinationDown, match=r"^http_unreachable: .*url of this destination"):
         target.deliver(delivery(1))
     target.close()
-    assert target.check()[0].startswith("crm: http_unreachable")
+    assert target.check()[0].startswith("http_unreachable")
 
 
 def test_a_receiver_that_is_too_slow_is_down(receiver: Receiver) -> None:
@@ -371,7 +443,7 @@ def test_halving_finds_exactly_the_refused_rows(row_count: int, refused: set[int
         taken.extend(r.seq for r in part)
         return None
 
-    dead = take_by_halves(rows, take)
+    dead = refused_by_halves(rows, take)
     here = sorted(refused & set(range(row_count)))
     assert dead == [RefusedRow(seq, "no") for seq in here]
     assert taken == [seq for seq in range(row_count) if seq not in refused]

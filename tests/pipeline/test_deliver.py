@@ -550,6 +550,24 @@ class TestThread:
         assert house.destination.opened == house.destination.closed == 4
         assert house.deliverer.state.failure_count == 0
 
+    def test_one_that_takes_a_part_each_time_is_not_waited_for_longer(self, house: House) -> None:
+        """A destination that fails now and then, between what it takes, is tried again as after a first failure."""
+        counts: list[int] = []
+
+        def fail(_: Delivery) -> None:
+            counts.append(house.deliverer.state.failure_count)
+            if len(counts) < 6:
+                down = DestinationDown("http_503")
+                down.has_progressed = len(counts) > 2
+                raise down
+
+        house.destination.before = fail
+        house.settle("a")
+        with house.running():
+            while not house.destination.ids():
+                house.await_signal()
+        assert counts == [0, 1, 2, 1, 1, 1]
+
     @pytest.mark.parametrize(
         ("error", "status"),
         [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from counterfoil.destinations.interface import DeliveredRow, RefusedRow
 
@@ -10,17 +10,27 @@ Take = Callable[[Sequence[DeliveredRow]], str | None]
 """Takes all rows and returns None, or takes none of them and returns the reason in our own words."""
 
 
-def take_by_halves(rows: Sequence[DeliveredRow], take: Take) -> list[RefusedRow]:
-    """Hand `rows` over in order, in halves where a row among them is refused; the rows that were refused alone.
+def take_by_halves(
+    rows: Sequence[DeliveredRow], take: Take
+) -> Iterator[tuple[Sequence[DeliveredRow], RefusedRow | None]]:
+    """Hand `rows` over in order, in halves where a row among them is refused.
 
-    Raises what `take` raises.
+    Gives each part as soon as it is through: rows that were taken, or one row alone and how it was refused. Raises what
+    `take` raises; what was given before that is through all the same.
     """
     if not rows:
-        return []
+        return
     reason = take(rows)
     if reason is None:
-        return []
-    if len(rows) == 1:
-        return [RefusedRow(rows[0].seq, reason)]
-    middle = len(rows) // 2
-    return take_by_halves(rows[:middle], take) + take_by_halves(rows[middle:], take)
+        yield rows, None
+    elif len(rows) == 1:
+        yield rows, RefusedRow(rows[0].seq, reason)
+    else:
+        middle = len(rows) // 2
+        yield from take_by_halves(rows[:middle], take)
+        yield from take_by_halves(rows[middle:], take)
+
+
+def refused_by_halves(rows: Sequence[DeliveredRow], take: Take) -> list[RefusedRow]:
+    """The same, all of it; the rows that were refused."""
+    return [refused for _, refused in take_by_halves(rows, take) if refused is not None]

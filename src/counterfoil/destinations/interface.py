@@ -8,7 +8,8 @@ order of the one sequence; it may hold no rows. The promises a destination makes
         delivery that is there whole, and nothing of a later one is there. Where not, a delivery may arrive twice.
     D3. `deliver` raises DestinationDown (trying the same again can help) or DestinationRefused (somebody must act), and
         nothing else that the outside can cause. After either the same delivery, or one that begins with the same
-        group, is handed over again, after `close` and `open` anew.
+        group, is handed over again, after `close` and `open` anew. What it took meanwhile, where it can't take all or
+        nothing, it says by `DestinationDown.has_progressed`: then it is tried again as soon as after a first failure.
     D4. A row that it can't take is in `Receipt.dead` with a reason of our own words; the others are delivered.
     D5. `erase` returns only when no row of the subject, and no older copy of one, is left that the destination could
         still show, and that is as durable as D1. The cursor and every other row stay. Called again it does what a

@@ -20,7 +20,7 @@ import structlog
 from psycopg import sql
 
 from counterfoil.contract.subject import Subject
-from counterfoil.destinations.halving import take_by_halves
+from counterfoil.destinations.halving import refused_by_halves
 from counterfoil.destinations.interface import DeliveredRow, Delivery, HeldRows, Receipt, RefusedRow
 from counterfoil.destinations.postgres_connection import Connection, Told, connect
 from counterfoil.destinations.postgres_copy import RowCopy, rows_with_nul
@@ -153,5 +153,5 @@ class PostgresDestination:
         # One was refused. Only now each is looked at for a NUL: it takes as long as packing the rows.
         refused = rows_with_nul(rows)
         left_out = {row.seq for row in refused}
-        refused += take_by_halves([row for row in rows if row.seq not in left_out], copy.take)
+        refused += refused_by_halves([row for row in rows if row.seq not in left_out], copy.take)
         return refused + copy.taken

@@ -30,11 +30,15 @@ An erasure is done when it is answered with 2xx; one that is refused is told aga
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import hmac
+import re
 import ssl
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from operator import attrgetter
 from uuid import UUID
@@ -53,6 +57,8 @@ _ROW_STATUSES = frozenset({400, 409, 413, 422})
 _DOWN_STATUSES = frozenset({408, 425, 429})
 _SECRET_PREFIX = "whsec_"  # noqa: S105
 _RETRY_AFTER_S_MAX = 3600.0
+_ANSWER_BYTES_MAX = 64 * 1024
+"""Of an answer's body that is read; a longer one costs its connection."""
 
 
 class PostedRow(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True, gc=False):
@@ -129,11 +135,18 @@ class WebhookDestination:
             self._progress = _Progress(delivery.first_group)
         progress = self._progress
         done = bisect_right(delivery.rows, progress.last_seq, key=attrgetter("seq"))
+        has_progressed = False
         while done < len(delivery.rows):
-            row_count = 1 if self._is_probing else self._settings.request_rows
-            rows = delivery.rows[done : done + row_count]
+            is_probe = self._is_probing
+            rows = delivery.rows[done : done + (1 if is_probe else self._settings.request_rows)]
             done += len(rows)
-            progress.add(rows, take_by_halves(rows, self._take))
+            try:
+                for part, refused in take_by_halves(rows, self._take):
+                    progress.add(part, refused)
+                    has_progressed |= not is_probe
+            except DestinationDown as down:
+                down.has_progressed = has_progressed
+                raise
             reach("webhook.after_request")
         dead, self._progress = progress.split(delivery)
         return Receipt(delivery.first_group, delivery.last_group, len(delivery.rows) - len(dead), "", dead)
@@ -154,7 +167,7 @@ class WebhookDestination:
         try:
             self._take([])
         except (DestinationDown, DestinationRefused) as error:
-            return [f"{self._settings.name}: {error}"]
+            return [str(error)]
         finally:
             self.close()
         return []
@@ -194,12 +207,30 @@ class WebhookDestination:
         """Have a message taken; the reason when it is refused for what it holds."""
         client = self._client
         assert client is not None, "open comes first"
+        headers = self._headers(message_id, body)
         try:
-            answer = client.post(self._settings.url, content=body, headers=self._headers(message_id, body))
+            with client.stream("POST", self._settings.url, content=body, headers=headers) as answer:
+                self._pass_over_body(answer)
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError):
+            raise DestinationRefused(
+                "the url of this destination is none: expected one like https://example.org/events"
+            ) from None
         except httpx.TransportError as error:
             self._is_probing = True
             raise _told(error) from None
         return self._judge(answer)
+
+    def _pass_over_body(self, answer: httpx.Response) -> None:
+        """Read the body of an answer away, so that the connection can be used again.
+
+        Its status has said all: a body that is long, slow, cut off or not what its encoding says changes nothing.
+        """
+        left, deadline = _ANSWER_BYTES_MAX, time.monotonic() + self._settings.timeout_seconds
+        with contextlib.suppress(httpx.TransportError):
+            for piece in answer.iter_raw():
+                left -= len(piece)
+                if left < 0 or time.monotonic() > deadline:
+                    return
 
     def _erasure(self, subject: Subject) -> Erasure:
         return Erasure(
@@ -241,15 +272,15 @@ class WebhookDestination:
     def _retry_after_s(self, answer: httpx.Response) -> float | None:
         """Seconds, from a header that holds seconds or a date (RFC 9110 section 10.2.3)."""
         text = answer.headers.get("retry-after", "").strip()
-        if not text:
-            return None
         try:
-            seconds = float(text)
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(text).timestamp() - self._clock_ms() / 1000
-            except ValueError:
-                return None
+            if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text):
+                seconds = float(text)
+            else:
+                at = parsedate_to_datetime(text)
+                # The form without a zone (asctime's) is of UTC, too.
+                seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - self._clock_ms() / 1000
+        except (ValueError, OverflowError):
+            return None
         return min(max(seconds, 0.0), _RETRY_AFTER_S_MAX)
 
 
@@ -266,10 +297,11 @@ class _Progress:
         """Every row up to this seq was taken or refused."""
         self._refused = refused
 
-    def add(self, rows: Sequence[DeliveredRow], dead: Sequence[RefusedRow]) -> None:
-        """The next rows were handed over, and of these some refused."""
+    def add(self, rows: Sequence[DeliveredRow], refused: RefusedRow | None) -> None:
+        """The next rows were handed over: taken, or one that was refused."""
         self.last_seq = rows[-1].seq
-        self._refused += tuple(dead)
+        if refused is not None:
+            self._refused += (refused,)
 
     def split(self, delivery: Delivery) -> tuple[tuple[RefusedRow, ...], _Progress]:
         """What was refused of a delivery that is handed over whole, and the progress of what comes after it."""

@@ -394,9 +394,12 @@ class Deliverer:
     # Failing
 
     def _pause(self, error: DestinationDown | DestinationRefused, stop: threading.Event) -> None:
-        self._failure_count += 1
         is_refused = isinstance(error, DestinationRefused)
+        self._failure_count += 1
         if isinstance(error, DestinationDown):
+            if error.has_progressed:
+                # It fails now and then, between what it takes: that is not to be waited for longer and longer.
+                self._failure_count = 1
             seconds = backoff_seconds(self._failure_count, self._jitter(), error.retry_after_s)
         else:
             seconds = REFUSED_SECONDS
