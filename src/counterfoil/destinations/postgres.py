@@ -4,9 +4,10 @@ The tables stand in postgres_table.py. A delivery is copied in binary straight i
 there already, it goes through a temporary table and is inserted from there, so that such a row takes nothing else along
 (postgres_copy.py).
 
-A row that PostgreSQL refuses for what it holds (class 22 or 23, a NUL in a text column) is found by halving inside
-savepoints and becomes a dead letter; so does one whose key another row has taken, reason `already_there`. The same row
-once more, as after a replay, is no refusal.
+A row that PostgreSQL refuses for what it holds (its data, a constraint, a limit of an index, a trigger that raises; a
+NUL in a text column) is found by halving inside savepoints and becomes a dead letter; so does one whose key another row
+has taken, reason `already_there`. The same row once more, as after a replay, is no refusal. Where the table itself was
+altered no row is at fault: that is looked at first.
 """
 
 from __future__ import annotations
@@ -57,8 +58,7 @@ class PostgresDestination:
             try:
                 with connection.transaction():
                     self._table.make(connection)
-                if problems := self._table.problems(connection):
-                    raise DestinationRefused("; ".join(problems))
+                self._refuse_altered(connection)
                 self._copy(connection).prepare()
                 return self._cursor.read(connection)
             except BaseException:
@@ -69,6 +69,15 @@ class PostgresDestination:
         """See `Destination.deliver`: one transaction for the rows and the cursor."""
         connection = self._connection
         assert connection is not None, "deliver before open"
+        try:
+            return self._deliver(connection, delivery)
+        except DestinationRefused as refused:
+            # Altered while it was open, a table is told by its columns and not by the statement that failed.
+            with Told():
+                self._refuse_altered(connection, refused)
+            raise
+
+    def _deliver(self, connection: Connection, delivery: Delivery) -> Receipt:
         with Told(), connection.transaction():
             held = self._cursor.read(connection, lock=True)
             if held is not None and held.last_group >= delivery.first_group:
@@ -76,7 +85,7 @@ class PostgresDestination:
                     f"the cursor in {self._settings.table}_cursors is at group {held.last_group} already: "
                     "does another server deliver with a copy of this ledger?"
                 )
-            refused = self._take(self._copy(connection), delivery.rows)
+            refused = self._take(connection, delivery.rows)
             reach("postgres.before_cursor")
             receipt = self._cursor.move(connection, delivery, refused)
             reach("postgres.before_commit")
@@ -143,14 +152,21 @@ class PostgresDestination:
                 log.warning("postgres.not_vacuumed", destination=self.name, table=self._settings.table, reason=reason)
             return row_count
 
+    def _refuse_altered(self, connection: Connection, cause: Exception | None = None) -> None:
+        if problems := self._table.problems(connection):
+            raise DestinationRefused("; ".join(problems)) from cause
+
     def _copy(self, connection: Connection) -> RowCopy:
         return RowCopy(connection, self._table, self._ledger_id)
 
-    def _take(self, copy: RowCopy, rows: Sequence[DeliveredRow]) -> list[RefusedRow]:
+    def _take(self, connection: Connection, rows: Sequence[DeliveredRow]) -> list[RefusedRow]:
         """Have the rows taken; those that are not, each with its reason."""
+        copy = self._copy(connection)
         if not rows or copy.take(rows) is None:
             return copy.taken
-        # One was refused. Only now each is looked at for a NUL: it takes as long as packing the rows.
+        # One was refused, or all are: a column that was made shorter or NOT NULL would make dead letters of good rows.
+        self._refuse_altered(connection)
+        # Only now each is looked at for a NUL: it takes as long as packing the rows.
         refused = rows_with_nul(rows)
         left_out = {row.seq for row in refused}
         refused += refused_by_halves([row for row in rows if row.seq not in left_out], copy.take)

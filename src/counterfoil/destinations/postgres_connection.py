@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from counterfoil.destinations.settings import PostgresSettings
 from counterfoil.errors import DestinationDown, DestinationRefused
@@ -27,6 +28,7 @@ _REFUSED_CONNECTIONS = (
     ("database ", "3D000"),
 )
 _SOMEBODY_MUST_ACT = {
+    "25006": "the server takes no writes, as a standby does not: see the dsn of this destination, and the server",
     "28000": "the server lets this user in nowhere: see its pg_hba.conf and the dsn of this destination",
     "28P01": "the password is wrong: see the dsn of this destination",
     "3D000": "the database of the dsn is not there: make it",
@@ -35,14 +37,19 @@ _SOMEBODY_MUST_ACT = {
 }
 
 
+_ALIVE = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+"""Of a connection over TCP, in s and ms: a server that is gone without a word is noticed in a minute, not in hours."""
+
+
 def connect(settings: PostgresSettings) -> Connection:
     """A connection that commits each statement by itself where no transaction is begun.
 
     Raises DestinationRefused for a dsn that is none, and psycopg's errors: use it inside `Told`.
     """
     try:
+        given = conninfo_to_dict(settings.dsn)
         return psycopg.connect(
-            settings.dsn,
+            make_conninfo(settings.dsn, **{name: value for name, value in _ALIVE.items() if name not in given}),
             autocommit=True,
             connect_timeout=settings.connect_seconds,
             application_name="counterfoil",

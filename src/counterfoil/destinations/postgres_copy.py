@@ -27,7 +27,9 @@ from counterfoil.destinations.postgres_table import (
 ALREADY_THERE = "already_there"
 """Why a row is dead whose key another row has."""
 
-_ROW_CLASSES = ("22", "23")
+_ROW_CLASSES = ("22", "23", "44", "54", "P0")
+"""Of SQLSTATEs that a row alone may cause: its data, a constraint, a check option, an index's limit, a trigger."""
+
 _STAGING = sql.Identifier("counterfoil_staging")
 _TEXT_COLUMNS = ("source", "event", "distinct_id", "user_id", "external_id", "email")
 

@@ -10,7 +10,7 @@ from psycopg.types.json import Json
 
 from counterfoil.destinations.interface import Delivery, Receipt, RefusedRow
 from counterfoil.destinations.postgres_connection import Connection
-from counterfoil.destinations.postgres_table import PostgresTable
+from counterfoil.destinations.postgres_table import CURSOR_COLUMNS, PostgresTable, column_names
 
 
 class PostgresCursor:
@@ -37,11 +37,11 @@ class PostgresCursor:
         dead = tuple(sorted(refused, key=lambda row: row.seq))
         row_count = len(delivery.rows) - len(dead)
         statement = sql.SQL(
-            "INSERT INTO {} AS kept VALUES (%s, %s, %s, %s, %s, pg_current_xact_id()::text, %s) "
+            "INSERT INTO {} AS kept ({}) VALUES (%s, %s, %s, %s, %s, pg_current_xact_id()::text, %s) "
             "ON CONFLICT (ledger_id, destination) DO UPDATE SET first_group = excluded.first_group, "
             "last_group = excluded.last_group, row_count = excluded.row_count, commit = excluded.commit, "
             "dead = excluded.dead RETURNING commit"
-        ).format(self._table)
+        ).format(self._table, column_names(CURSOR_COLUMNS))
         kept = Json([[row.seq, row.reason] for row in dead])
         values = (*self._key, delivery.first_group, delivery.last_group, row_count, kept)
         returned = connection.execute(statement, values).fetchone()

@@ -22,7 +22,10 @@ from psycopg import sql
 from counterfoil.destinations.postgres_connection import Connection
 from counterfoil.destinations.settings import PostgresSettings
 
-COLUMNS: tuple[tuple[LiteralString, LiteralString, LiteralString], ...] = (
+Columns = tuple[tuple[LiteralString, LiteralString, LiteralString], ...]
+"""Name, type, constraint."""
+
+COLUMNS: Columns = (
     ("ledger_id", "uuid", "NOT NULL"),
     ("seq", "bigint", "NOT NULL"),
     ("source", "text", "NOT NULL"),
@@ -39,22 +42,33 @@ COLUMNS: tuple[tuple[LiteralString, LiteralString, LiteralString], ...] = (
     ("identity_context", "json", ""),
     ("extra", "json", ""),
 )
-"""Of the table: name, type, constraint; a delivery is copied in this order."""
+"""Of the table; a delivery is copied in this order."""
+
+CURSOR_COLUMNS: Columns = (
+    ("ledger_id", "uuid", "NOT NULL"),
+    ("destination", "text", "NOT NULL"),
+    ("first_group", "bigint", "NOT NULL"),
+    ("last_group", "bigint", "NOT NULL"),
+    ("row_count", "bigint", "NOT NULL"),
+    ("commit", "text", "NOT NULL"),
+    ("dead", "json", "NOT NULL"),
+)
+"""Of the table of cursors."""
 
 COLUMN_NAMES = tuple(name for name, _, _ in COLUMNS)
 
 
-def column_names() -> sql.Composed:
+def column_names(columns: Columns = COLUMNS) -> sql.Composed:
     """The names of our columns, in their order, as they stand in a statement."""
-    return sql.SQL(", ").join(sql.Identifier(name) for name in COLUMN_NAMES)
+    return sql.SQL(", ").join(sql.Identifier(name) for name, _, _ in columns)
 
 
-def column_definitions() -> sql.Composed:
+def column_definitions(columns: Columns = COLUMNS) -> sql.Composed:
     """Our columns as CREATE TABLE wants them."""
-    columns = (
-        sql.SQL("{} " + kind + " " + constraint).format(sql.Identifier(name)) for name, kind, constraint in COLUMNS
+    defined = (
+        sql.SQL("{} " + kind + " " + constraint).format(sql.Identifier(name)) for name, kind, constraint in columns
     )
-    return sql.SQL(", ").join(columns)
+    return sql.SQL(", ").join(defined)
 
 
 class PostgresTable:
@@ -83,11 +97,9 @@ class PostgresTable:
             sql.SQL("CREATE INDEX IF NOT EXISTS {} ON {} USING brin (seq)").format(self._seq_index, self.rows)
         )
         connection.execute(
-            sql.SQL(
-                "CREATE TABLE IF NOT EXISTS {} (ledger_id uuid, destination text, first_group bigint NOT NULL, "
-                "last_group bigint NOT NULL, row_count bigint NOT NULL, commit text NOT NULL, dead json NOT NULL, "
-                "PRIMARY KEY (ledger_id, destination))"
-            ).format(self.cursors)
+            sql.SQL("CREATE TABLE IF NOT EXISTS {} ({}, PRIMARY KEY (ledger_id, destination))").format(
+                self.cursors, column_definitions(CURSOR_COLUMNS)
+            )
         )
 
     def is_there(self, connection: Connection) -> bool:
@@ -101,7 +113,11 @@ class PostgresTable:
         """What would keep rows out of it, one line each that says what to do; changes nothing."""
         if not self.is_there(connection):
             return self._may_create(connection)
-        return self._altered(connection) + self._missing_rights(connection)
+        return [
+            *_altered(connection, self._name, self.rows, COLUMNS),
+            *_altered(connection, f"{self._name}_cursors", self.cursors, CURSOR_COLUMNS),
+            *self._missing_rights(connection),
+        ]
 
     def _may_create(self, connection: Connection) -> list[str]:
         query = "SELECT has_schema_privilege(%s, 'CREATE')"
@@ -120,24 +136,30 @@ class PostgresTable:
             if connection.execute(query, (table.as_string(connection), right)).fetchone() != (True,)
         ]
 
-    def _altered(self, connection: Connection) -> list[str]:
-        """What was altered by hand and keeps rows out, by the column's name; columns that were added may be."""
-        query = (
-            "SELECT attname, format_type(atttypid, NULL), attnotnull AND NOT atthasdef AND attidentity = '' "
-            "FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped"
-        )
-        columns = connection.execute(query, (self.rows.as_string(connection),)).fetchall()
-        found = {str(column): str(kind) for column, kind, _ in columns}
-        problems = [
-            f"table {self._name}: the column {column} is not ours and may not be null: give it a default"
-            for column, _, is_asked_for in columns
-            if is_asked_for and column not in COLUMN_NAMES
-        ]
-        for column, kind, constraint in COLUMNS:
-            wanted = kind.replace("timestamptz", "timestamp with time zone")
-            if column not in found:
-                whole = f"{kind} {constraint}".strip()
-                problems.append(f"table {self._name}: the column {column} is gone; add it again as {whole}")
-            elif found[column] != wanted:
-                problems.append(f"table {self._name}: the column {column} is {found[column]}, expected {wanted}")
-        return problems
+
+def _altered(connection: Connection, name: str, table: sql.Identifier, columns: Columns) -> list[str]:
+    """What was altered by hand in a table and keeps rows out, by the column's name; columns that were added may be."""
+    query = (
+        "SELECT attname, format_type(atttypid, NULL), attnotnull, attnotnull AND NOT atthasdef AND attidentity = '' "
+        "FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped"
+    )
+    found = {
+        str(column): (str(kind), bool(is_not_null), bool(is_asked_for))
+        for column, kind, is_not_null, is_asked_for in connection.execute(query, (table.as_string(connection),))
+    }
+    ours = {column for column, _, _ in columns}
+    problems = [
+        f"table {name}: the column {column} is not ours and may not be null: give it a default"
+        for column, (_, _, is_asked_for) in found.items()
+        if is_asked_for and column not in ours
+    ]
+    for column, kind, constraint in columns:
+        wanted = kind.replace("timestamptz", "timestamp with time zone")
+        if column not in found:
+            whole = f"{kind} {constraint}".strip()
+            problems.append(f"table {name}: the column {column} is gone; add it again as {whole}")
+        elif found[column][0] != wanted:
+            problems.append(f"table {name}: the column {column} is {found[column][0]}, expected {wanted}")
+        elif found[column][1] and not constraint:
+            problems.append(f"table {name}: the column {column} may not be null; drop its NOT NULL")
+    return problems
