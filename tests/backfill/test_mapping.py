@@ -87,8 +87,11 @@ def test_times_come_in_many_formats(tmp_path: Path, value: Any, format_name: str
 @pytest.mark.parametrize(
     ("text", "columns", "message"),
     [
-        ('time = {column = "at", format = "iso"}', {"at": "soon"}, "time: expected a time in the format iso"),
+        ('time = {column = "at", format = "iso"}', {"at": "soon"}, "time: expected a time ISO 8601"),
         ('event = {template = "{a}"}', {}, "event: the record has no column a"),
+        ('distinctId = {template = "o-{a}"}', {"a": ""}, "distinctId: column a is empty"),
+        ('distinctId = {template = "o-{a}"}', {"a": None}, "distinctId: column a is empty"),
+        ('eventProperties = {column = "a", type = "json"}', {"a": "soon"}, "eventProperties: expected JSON, found"),
         ('"eventProperties.n" = {column = "n", type = "number"}', {"n": "x1"}, "eventProperties.n: expected a number"),
         ('eventProperties = "a"\n"eventProperties.n" = "n"', {"a": "x", "n": 1}, "eventProperties: expected an object"),
     ],
@@ -107,11 +110,26 @@ def test_a_record_that_cannot_be_mapped_is_told_without_its_value(
     ("text", "part"),
     [
         ("[fields", "not TOML"),
-        ("", "fields"),
-        ("[fields]\n", "fields"),
-        ('[fields]\nevent = {column = "a", constant = "b"}\n', "exactly one of"),
-        ('[fields]\nevent = {colum = "a"}\n', "fields.event.colum"),
-        ('[fields]\ntime = {column = "a", format = "iso", zone = "Mars"}\n', "zone"),
+        ("", "fields: expected a table"),
+        ("fields = 5", "fields: expected a table"),
+        ("[fields]\n", "fields: expected at least one field"),
+        ('more = 1\n[fields]\nevent = "a"\n', "more: expected one of fields, rest"),
+        ('rest = 5\n[fields]\nevent = "a"\n', "rest: expected a valid string"),
+        ('rest = ""\n[fields]\nevent = "a"\n', "expected paths like"),
+        ('[fields]\n"eventProperties." = "a"\n', "expected paths like"),
+        ("[fields]\nevent = 5\n", "fields.event: expected the name of a column, or a table"),
+        ('[fields]\nevent = {column = "a", constant = "b"}\n', "fields.event: expected exactly one of"),
+        ('[fields]\nevent = {colum = "a"}\n', "fields.event.colum: expected one of column, constant"),
+        ('[fields]\nevent = {constant = "a", type = "text"}\n', "fields.event: expected type, format and zone beside"),
+        ('[fields]\nuserId = {column = "a", type = "int"}\n', "fields.userId.type: expected 'text', 'number'"),
+        ('[fields]\ndistinctId = {template = "a"}\n', "fields.distinctId: expected a template with a {column}"),
+        ('[fields]\ndistinctId = {constant = "a"}\n', "expected distinctId to differ from record to record"),
+        ("[fields]\ndistinctId = {hash = []}\n", "fields.distinctId.hash: expected at least one column"),
+        ('[fields]\ndistinctId = {hash = "a"}\n', "fields.distinctId.hash: expected an array"),
+        ('[fields]\ntime = {column = "a", format = "iso", zone = "Mars"}\n', "fields.time: expected a zone"),
+        ('[fields]\ntime = {column = "a", format = ""}\n', "fields.time: expected one of s, ms, us, iso, auto, or"),
+        ('[fields]\ntime = {column = "a", format = "%Q"}\n', "fields.time: expected one of s, ms, us, iso, auto, or"),
+        ('[fields]\ntime = {column = "a", format = "%Y-%Y"}\n', "fields.time: expected one of s, ms, us, iso, auto"),
     ],
 )
 def test_a_mapping_that_cannot_be_used_is_refused(tmp_path: Path, text: str, part: str) -> None:
@@ -122,6 +140,34 @@ def test_a_mapping_that_cannot_be_used_is_refused(tmp_path: Path, text: str, par
         load_mapping(path)
     assert str(path) in str(caught.value)
     assert part in str(caught.value)
+
+
+def test_a_constant_object_is_each_rows_own(tmp_path: Path) -> None:
+    """What a record puts beside it stands in no other record's row."""
+    one = mapper(tmp_path, 'fields.eventProperties = {constant = {channel = "web"}}\n')
+    assert one.row({"name": "Ann"}) == {"eventProperties": {"channel": "web", "name": "Ann"}}
+    assert one.row({}) == {"eventProperties": {"channel": "web"}}
+
+
+@pytest.mark.parametrize(("value", "expected"), [(2**60 + 1, str(2**60 + 1)), (7.0, "7"), (True, "true"), ("7", "7")])
+def test_what_shall_be_text_becomes_text(tmp_path: Path, value: Any, expected: str) -> None:
+    """Also a number of a typed table; and identifiers of a table without having been asked for."""
+    typed = mapper(tmp_path, '[fields]\nuserId = {column = "user_id", type = "text"}\n')
+    assert typed.row({"user_id": value}) == {"userId": expected}
+    assert Mapper(automatic_mapping(["user_id"]), lambda _: 0).row({"user_id": value}) == {"userId": expected}
+
+
+def test_a_template_of_nothing_gives_nothing(tmp_path: Path) -> None:
+    """A text of half a template would be taken for a value."""
+    text = '[fields]\nuserId = {template = "u-{id}"}\n'
+    assert mapper(tmp_path, text).row({"id": None}) == {}
+
+
+def test_a_null_is_hashed_like_any_value(tmp_path: Path) -> None:
+    """Columns that may be null can tell records apart."""
+    text = '[fields]\ndistinctId = {hash = ["id", "email"]}\n'
+    one = mapper(tmp_path, text)
+    assert len({one.row({"id": 1, "email": email})["distinctId"] for email in (None, "", "a")}) == 3
 
 
 def test_names_of_the_contract_map_themselves() -> None:

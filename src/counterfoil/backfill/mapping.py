@@ -15,8 +15,10 @@ A mapping file is TOML. Its one table names a field of the row by its path and s
 whose columns are all equal to those of an earlier one is a true repeat, not the same event sent twice: from the second
 on its number of occurrence is hashed too, so each gets a distinctId of its own, the same whenever the file is read.
 
-`format` of a time: `ms`, `s` and `us` count from the Unix epoch; `iso` is ISO 8601; anything else is for strptime. A
-time without a zone is in `zone`, UTC when there is none.
+A template whose columns are empty, or null, gives nothing: a distinctId made of nothing would be that of many records.
+
+`format` of a time: `ms`, `s` and `us` count from the Unix epoch; `iso` is ISO 8601; `auto` takes `iso` and `ms`;
+anything else is for strptime. A time without a zone is in `zone`, UTC when there is none.
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from copy import deepcopy
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from counterfoil.backfill.errors import BackfillError
+from counterfoil.contract.text import number_text
 
 Columns = dict[str, Any]
 Count = Callable[[bytes], int]
@@ -60,8 +65,13 @@ _AUTOMATIC = {
     "identity_context": "identityContext",
 }
 _OBJECTS = {"eventProperties", "userProperties", "defaultProperties", "identityContext"}
+_IDENTIFIERS = {"distinctId", "userId", "externalId"}
+"""Often numbers in tables, and texts in the contract."""
+_REQUIRED = {"event", "distinctId"}
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _EPOCH_UNITS = {"s": 1000.0, "ms": 1.0, "us": 0.001}
+_FORMAT_NAMES = {**_EPOCH_UNITS, "iso": None, "auto": None}
+_FORMATS_IN_WORDS = {"iso": "ISO 8601", "auto": "ISO 8601 or in milliseconds since 1970"}
 
 
 class Value(BaseModel):
@@ -72,7 +82,7 @@ class Value(BaseModel):
     column: str | None = None
     constant: Any = None
     template: str | None = None
-    hash: tuple[str, ...] | None = None
+    hash: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     type: Literal["text", "number", "boolean", "json"] | None = None
     format: str | None = None
     zone: str = "UTC"
@@ -82,10 +92,16 @@ class Value(BaseModel):
         given = [self.column, self.constant, self.template, self.hash]
         if sum(origin is not None for origin in given) != 1:
             raise ValueError("expected exactly one of column, constant, template and hash")
+        if self.column is None and self.model_fields_set & {"type", "format", "zone"}:
+            raise ValueError("expected type, format and zone beside a column only")
+        if self.template is not None and not self.columns():
+            raise ValueError("expected a template with a {column} in it")
         try:
             ZoneInfo(self.zone)
-        except (ZoneInfoNotFoundError, ValueError):
+        except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError("expected a zone like Europe/Berlin") from None
+        if self.format is not None and self.format not in _FORMAT_NAMES:
+            _check_pattern(self.format)
         return self
 
     def columns(self) -> tuple[str, ...]:
@@ -102,6 +118,16 @@ class Mapping(BaseModel):
 
     fields: Annotated[dict[str, Value], Field(min_length=1)]
     rest: str = "eventProperties"
+
+    @model_validator(mode="after")
+    def _paths(self) -> Mapping:
+        for path in (*self.fields, self.rest):
+            if "" in path.split("."):
+                raise ValueError(f'expected paths like "eventProperties.amount", found "{path}"')
+        name = self.fields.get("distinctId")
+        if name is not None and name.constant is not None:
+            raise ValueError("expected distinctId to differ from record to record: a column, a template or a hash")
+        return self
 
     @property
     def counts_repeats(self) -> bool:
@@ -131,8 +157,40 @@ def load_mapping(path: Path) -> Mapping:
         return Mapping.model_validate(table)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise BackfillError(f"{path}: {place}: {first['msg']}") from None
+        place = ".".join(str(part) for part in first["loc"]) or "fields"
+        raise BackfillError(f"{path}: {place}: {_in_words(first)}") from None
+
+
+def _in_words(error: ErrorDetails) -> str:
+    """What was expected at the place of an error."""
+    kind, place = error["type"], error["loc"]
+    if kind == "value_error":
+        return str(error["ctx"]["error"])
+    if kind == "missing":
+        return "expected a table [fields]"
+    if kind == "too_short":
+        return "expected at least one column" if place[-1] == "hash" else "expected at least one field"
+    if kind == "extra_forbidden":
+        known = Mapping.model_fields if len(place) == 1 else Value.model_fields
+        return f"expected one of {', '.join(known)}"
+    if kind == "tuple_type":
+        return "expected an array of columns"
+    if kind == "dict_type":
+        return "expected a table [fields]"
+    if kind == "model_type":
+        return 'expected the name of a column, or a table like {column = "name"}'
+    return error["msg"].replace("Input should be", "expected")
+
+
+def _check_pattern(pattern: str) -> None:
+    """Raises ValueError for what strptime could read no time with."""
+    try:
+        if not pattern:
+            raise ValueError
+        datetime.strptime(datetime(2000, 1, 2, tzinfo=UTC).strftime(pattern), pattern)
+    except (ValueError, re.error):
+        names = ", ".join(_FORMAT_NAMES)
+        raise ValueError(f"expected one of {names}, or a pattern of strptime like %Y-%m-%d %H:%M:%S") from None
 
 
 def automatic_mapping(columns: Iterable[str]) -> Mapping:
@@ -147,9 +205,15 @@ def automatic_mapping(columns: Iterable[str]) -> Mapping:
         if known == "time":
             fields[path] = Value(column=column, format="auto")
         else:
-            fields[path] = Value(column=column, type="json" if known in _OBJECTS and not dot else None)
+            fields[path] = Value(column=column, type=_automatic_type(known) if not dot else None)
     # A mapping without a field can't be made; a file without any is judged, and every record told what it lacks.
     return Mapping.model_construct(fields=fields, rest="eventProperties")
+
+
+def _automatic_type(field: str) -> Literal["text", "json"] | None:
+    if field in _OBJECTS:
+        return "json"
+    return "text" if field in _IDENTIFIERS else None
 
 
 class Mapper:
@@ -176,12 +240,13 @@ class Mapper:
 
     def _value(self, field: str, value: Value, columns: Columns) -> Any:
         if value.constant is not None:
-            return value.constant
+            # A copy for each row: columns may be put into it.
+            return deepcopy(value.constant)
         for column in value.columns():
             if column not in columns and value.column is None:
                 raise MappingFault(f"{field}: the record has no column {column}")
         if value.template is not None:
-            return _PLACEHOLDER.sub(lambda match: _text(columns[match[1]]), value.template)
+            return _filled(field, value, columns)
         if value.hash is not None:
             return self._hashed([columns[column] for column in value.hash])
         found = columns.get(str(value.column))
@@ -199,6 +264,15 @@ class Mapper:
         return digest.hexdigest()[:32]
 
 
+def _filled(field: str, value: Value, columns: Columns) -> str | None:
+    for column in value.columns():
+        if columns[column] is None or columns[column] == "":
+            if field in _REQUIRED:
+                raise MappingFault(f"{field}: column {column} is empty")
+            return None
+    return _PLACEHOLDER.sub(lambda match: _text(columns[match[1]]), str(value.template))
+
+
 def _put(row: dict[str, Any], path: list[str], value: Any) -> None:
     for name in path[:-1]:
         inner = row.setdefault(name, {})
@@ -214,7 +288,7 @@ def _text(value: Any) -> str:
 
 def _typed(field: str, value: Any, kind: str) -> Any:
     if not isinstance(value, str):
-        return value
+        return value if kind != "text" else _scalar_text(value)
     try:
         if kind == "number":
             return _number(value)
@@ -223,8 +297,18 @@ def _typed(field: str, value: Any, kind: str) -> Any:
         if kind == "json":
             return msgspec.json.decode(value.encode())
     except (ValueError, KeyError):
-        raise MappingFault(f"{field}: expected a {kind}, found a text that is none") from None
+        expected = "JSON" if kind == "json" else f"a {kind}"
+        raise MappingFault(f"{field}: expected {expected}, found a text that is none") from None
     return value
+
+
+def _scalar_text(value: Any) -> Any:
+    """A number or a boolean as text: integers by their digits, others as the contract prints them."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    return number_text(value) if isinstance(value, float) else value
 
 
 def _number(text: str) -> int | float:
@@ -252,4 +336,5 @@ def _milliseconds(field: str, value: Any, origin: Value) -> int:
             moment = moment.replace(tzinfo=ZoneInfo(origin.zone))
         return round(moment.timestamp() * 1000)
     except (ValueError, OverflowError, TypeError):
-        raise MappingFault(f"{field}: expected a time in the format {origin.format}") from None
+        words = _FORMATS_IN_WORDS.get(str(origin.format), f"in the format {origin.format}")
+        raise MappingFault(f"{field}: expected a time {words}") from None
