@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from counterfoil.backfill import reading
 from counterfoil.backfill.errors import BackfillError
 from counterfoil.backfill.reading import Records, find_inputs, read_records
+from counterfoil.backfill.rows import row_maker
 
 TABLE = pa.table({"order_id": [1, 2, 3], "event": ["a", "b", None]})
 
@@ -43,6 +45,11 @@ def originals(path: Path | str, **options: Any) -> list[tuple[int, bytes]]:
 def records(path: Path | str, **options: Any) -> list[tuple[int, Any]]:
     """Number and decoded original of each record of a file."""
     return [(number, json.loads(original)) for number, original in originals(path, **options)]
+
+
+def standard_input(content: bytes) -> Any:
+    """What stands for `sys.stdin` with this content."""
+    return SimpleNamespace(buffer=io.BufferedReader(io.BytesIO(content)))
 
 
 def test_lines_of_json_keep_their_numbers_and_bytes(tmp_path: Path) -> None:
@@ -99,8 +106,24 @@ def test_an_array_that_ends_early_is_told(tmp_path: Path) -> None:
     """The file is named as damaged, and not taken for one that has ended."""
     path = tmp_path / "a.json"
     path.write_bytes(b'[{"a":1},{"a":')
-    with pytest.raises(BackfillError, match="ends early"):
+    with pytest.raises(BackfillError, match=r"a\.json: .* ends early or is damaged after its element 1"):
         records(path)
+
+
+def test_an_array_nested_too_deep_is_told(tmp_path: Path) -> None:
+    """One line with its element, not a traceback."""
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[{"a":1},' + b"[" * 5000 + b"]" * 5000 + b"]")
+    with pytest.raises(BackfillError, match=r"a\.json: element 2 of the array is nested too deep"):
+        records(path)
+
+
+@pytest.mark.parametrize("content", [b'{"a":1}\n{"a":2}\n', b'[{"a":1},{"a":2}]'])
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path, content: bytes) -> None:
+    """As Windows writes it before lines and arrays."""
+    path = tmp_path / "a.json"
+    path.write_bytes(b"\xef\xbb\xbf" + content)
+    assert records(path) == [(1, {"a": 1}), (2, {"a": 2})]
 
 
 def test_csv_keeps_columns_as_texts_with_the_line_a_record_ends_on(tmp_path: Path) -> None:
@@ -112,6 +135,32 @@ def test_csv_keeps_columns_as_texts_with_the_line_a_record_ends_on(tmp_path: Pat
         (4, {"order": "2", "note": "b", "column 3": "extra"}),
         (5, {"order": "3"}),
     ]
+
+
+def test_a_line_that_is_no_csv_stands_as_it_is(tmp_path: Path) -> None:
+    """Other bytes than UTF-8 and quotes that enclose no cell are not mended unseen: the record will be rejected."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b'a,b\n1,caf\xe9\n"x"y,"two\r\nlines"\r\n2,c\n3,"open\n4,d\n')
+    assert originals(path) == [
+        (2, b"1,caf\xe9"),
+        (3, b'"x"y,"two'),
+        (4, b'{"a":"lines\\""}'),
+        (5, b'{"a":"2","b":"c"}'),
+        (7, b'3,"open\n4,d'),
+    ]
+    (source,) = find_inputs([str(path)])
+    with row_maker(source, None) as make:
+        made = make([original for _, original in originals(path)])
+    assert set(made.faults) == {0, 1, 4}
+    assert made.faults[0].startswith("not a line of CSV: expected UTF-8")
+
+
+def test_a_header_that_is_none_is_told(tmp_path: Path) -> None:
+    """Nothing could be mapped by it."""
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"caf\xe9\n1\n")
+    with pytest.raises(BackfillError, match="no header"):
+        records(path)
 
 
 def test_tsv_is_cut_at_tabs(tmp_path: Path) -> None:
@@ -130,8 +179,8 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "feather", "arrow", "arrows"])
-def test_tables_are_read_row_by_row(tmp_path: Path, suffix: str) -> None:
-    """Parquet, and Arrow as a file or a stream; a null is an absent column."""
+def test_tables_are_read_row_by_row(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parquet, and Arrow as a file or a stream, also compressed as a whole and from standard input."""
     path = tmp_path / f"a.{suffix}"
     if suffix == "parquet":
         pa.parquet.write_table(TABLE, path)
@@ -141,16 +190,50 @@ def test_tables_are_read_row_by_row(tmp_path: Path, suffix: str) -> None:
         make = pa.ipc.new_file if suffix == "arrow" else pa.ipc.new_stream
         with make(str(path), TABLE.schema) as writer:
             writer.write_table(TABLE)
-    expected = [(1, {"order_id": 1, "event": "a"}), (2, {"order_id": 2, "event": "b"}), (3, {"order_id": 3})]
+    expected = [(number, row) for number, row in enumerate(TABLE.to_pylist(), 1)]
     assert records(path) == expected
+    content = path.read_bytes()
+    for ending, packed in ((".gz", gzip.compress(content)), (".zst", zstandard.compress(content))):
+        compressed = Path(f"{path}{ending}")
+        compressed.write_bytes(packed)
+        assert records(compressed) == expected
+    for piped in (content, gzip.compress(content)) if suffix != "parquet" else (content,):
+        monkeypatch.setattr(sys, "stdin", standard_input(piped))
+        assert records("-", format_name="parquet" if suffix == "parquet" else "arrow") == expected
 
 
 def test_values_json_has_no_word_for_become_texts(tmp_path: Path) -> None:
-    """An instant is ISO 8601, a decimal keeps its digits."""
+    """An instant is ISO 8601 to the microsecond, a decimal keeps its digits."""
     path = tmp_path / "a.parquet"
-    moment = datetime(2026, 1, 1, tzinfo=UTC)
-    pa.parquet.write_table(pa.table({"at": [moment], "sum": [Decimal("12.50")]}), path)
-    assert originals(path) == [(1, b'{"at":"2026-01-01T00:00:00Z","sum":12.50}')]
+    nanoseconds = 1_767_225_600_123_456_789
+    columns = {
+        "at": [datetime(2026, 1, 1, tzinfo=UTC)],
+        "sum": [Decimal("12.50")],
+        "ns": pa.array([nanoseconds], pa.timestamp("ns", "UTC")),
+        "of_day": pa.array([1_500], pa.time64("ns")),
+        "took": pa.array([1_500], pa.duration("ns")),
+    }
+    pa.parquet.write_table(pa.table(columns), path)
+    assert originals(path) == [
+        (
+            1,
+            b'{"at":"2026-01-01T00:00:00Z","sum":12.50,"ns":"2026-01-01T00:00:00.123456Z","of_day":"00:00:00.000001",'
+            b'"took":"PT0.000001S"}',
+        )
+    ]
+
+
+def test_large_batches_of_a_table_are_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded: a file may hold all its rows in one batch."""
+    monkeypatch.setattr(reading, "TABLE_ROWS", 10)
+    path = tmp_path / "a.arrow"
+    table = pa.table({"n": range(25)})
+    with pa.ipc.new_file(str(path), table.schema) as writer:
+        writer.write_table(table)
+    (source,) = find_inputs([str(path)])
+    runs = list(read_records(source))
+    assert [len(run) for run in runs] == [10, 10, 5]
+    assert one_by_one(runs)[-1] == (25, b'{"n":24}')
 
 
 def test_a_rejected_file_is_read_by_its_originals(tmp_path: Path) -> None:
@@ -186,17 +269,13 @@ def test_a_file_that_is_not_what_it_says_is_told(tmp_path: Path) -> None:
     """A damaged file is one line, not a traceback."""
     path = tmp_path / "a.parquet"
     path.write_bytes(b"PAR1 no")
-    with pytest.raises(BackfillError, match="can't be read as parquet"):
+    with pytest.raises(BackfillError, match="can't be read to its end as parquet"):
         records(path)
 
 
 def test_standard_input_may_be_compressed(monkeypatch: pytest.MonkeyPatch) -> None:
     """`-` reads lines, and tells gzip by its first bytes."""
-
-    class Input:
-        buffer = io.BufferedReader(io.BytesIO(gzip.compress(b'{"a":1}\n')))
-
-    monkeypatch.setattr(sys, "stdin", Input)
+    monkeypatch.setattr(sys, "stdin", standard_input(gzip.compress(b'{"a":1}\n')))
     assert records("-") == [(1, {"a": 1})]
 
 

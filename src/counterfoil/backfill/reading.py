@@ -7,8 +7,12 @@
     parquet   .parquet                     the row               JSON of the columns
     arrow     .arrow .feather .arrows      the row               JSON of the columns
 
-Each but Parquet and Arrow also behind .gz or .zst. A path is a local one, a pattern, `-` for standard input, or an
-address that pyarrow's file systems know (s3://, gs://, hdfs://).
+Each also behind .gz or .zst. A path is a local one, a pattern, `-` for standard input, or an address that pyarrow's
+file systems know (s3://, gs://, hdfs://). Parquet and Arrow's file format are read from their end: where that can't be,
+behind a compression or from standard input, they go through a temporary file.
+
+A line of CSV that is none, by its quotes or its bytes, stands as it is for its original, so that it is rejected and the
+rest goes on. An instant is read to the microsecond.
 
 A rejected file of an earlier job is NDJSON of `{"line", "code", "message", "original"}`; its originals are read, so
 that a mended file is backfilled like the first. Numbers count from 1.
@@ -19,9 +23,11 @@ from __future__ import annotations
 import csv
 import glob
 import io
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -38,6 +44,8 @@ Format = Literal["ndjson", "json", "csv", "tsv", "parquet", "arrow"]
 
 CHUNK_BYTES = 1024 * 1024
 GATHERED_RECORDS = 1000
+TABLE_ROWS = 4096
+"""Rows of a table that are made at once, however many lie together in its file."""
 RECORD_BYTES_MAX = 64 * 1024 * 1024
 """A line without an end would be read until memory is full."""
 STANDARD_INPUT = "-"
@@ -56,6 +64,8 @@ _SUFFIXES: dict[str, Format] = {
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 _WRAPPER = {"line", "code", "message", "original"}
 _WRAPPED = b'{"line":'
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ARROW_FILE = b"ARROW1"
 
 
 class Records(msgspec.Struct, frozen=True):
@@ -103,8 +113,10 @@ def read_records(source: Input) -> Iterator[Records]:
     """The records of a file in order, in runs. Raises BackfillError when it can't be read as what it is."""
     try:
         yield from _READERS[source.format](source)
-    except (OSError, pa.ArrowInvalid, EOFError) as error:
-        raise BackfillError(f"{source.path}: can't be read as {source.format} ({type(error).__name__})") from None
+    except (OSError, pa.ArrowException, EOFError, ValueError, OverflowError) as error:
+        raise BackfillError(
+            f"{source.path}: can't be read to its end as {source.format} ({type(error).__name__}): is it whole?"
+        ) from None
 
 
 def encode_record(record: dict[str, Any]) -> bytes:
@@ -175,20 +187,35 @@ def _python_file(stream: BinaryIO) -> pa.PythonFile:
     return pa.PythonFile(cast("io.IOBase", stream), mode="r")
 
 
+@contextmanager
+def _from_any_place(source: Input, stream: BinaryIO) -> Iterator[pa.NativeFile]:
+    """A file that can be read from any place; `stream` has its bytes from the beginning on."""
+    if source.is_seekable and Path(source.path).suffix not in _COMPRESSIONS:
+        system, inner = _file_system(source.path)
+        with system.open_input_file(inner) as file:
+            yield file
+        return
+    with tempfile.TemporaryFile(prefix="counterfoil-backfill-") as spooled:
+        shutil.copyfileobj(stream, spooled, CHUNK_BYTES)
+        spooled.seek(0)
+        yield _python_file(cast("BinaryIO", spooled))
+
+
 # Reading
 
 
 def _read_ndjson(source: Input) -> Iterator[Records]:
     with closing(_stream(source)) as stream:
-        first = stream.read(CHUNK_BYTES)
-        if source.format == "json" or (_is_plain_json(source) and first.lstrip()[:1] == b"["):
-            yield from _gathered(_elements(_Chained(first, stream)))
+        first = stream.read(CHUNK_BYTES).removeprefix(_BYTE_ORDER_MARK)
+        if source.format == "json" or (_may_be_array(source) and first.lstrip()[:1] == b"["):
+            yield from _gathered(_elements(_Chained(first, stream), source.path))
             return
         yield from _lines(first, stream, source.path)
 
 
-def _is_plain_json(source: Input) -> bool:
-    return Path(source.path.removesuffix(".gz").removesuffix(".zst")).suffix == ".json"
+def _may_be_array(source: Input) -> bool:
+    plain = source.path.removesuffix(".gz").removesuffix(".zst")
+    return not source.is_seekable or Path(plain).suffix == ".json"
 
 
 def _lines(chunk: bytes, stream: BinaryIO, path: str) -> Iterator[Records]:
@@ -243,12 +270,16 @@ def _gathered(records: Iterable[tuple[int, bytes]]) -> Iterator[Records]:
     yield Records(numbers, originals)
 
 
-def _elements(stream: _Chained) -> Iterator[tuple[int, bytes]]:
+def _elements(stream: _Chained, path: str) -> Iterator[tuple[int, bytes]]:
+    number = 0
     try:
-        for number, element in enumerate(ijson.items(stream, "item"), 1):
+        for element in ijson.items(stream, "item"):
+            number += 1
             yield number, _ENCODER.encode(element)
     except ijson.JSONError:
-        raise BackfillError("the array of JSON ends early or is damaged") from None
+        raise BackfillError(f"{path}: the array of JSON ends early or is damaged after its element {number}") from None
+    except RecursionError:
+        raise BackfillError(f"{path}: element {number} of the array is nested too deep") from None
 
 
 class _Chained:
@@ -273,16 +304,38 @@ def _csv_rows(source: Input) -> Iterator[tuple[int, bytes]]:
     csv.field_size_limit(RECORD_BYTES_MAX)
     delimiter = "\t" if source.format == "tsv" else ","
     with closing(_stream(source)) as stream:
-        text = io.TextIOWrapper(io.BufferedReader(_Raw(stream), CHUNK_BYTES), "utf-8-sig", "replace", newline="")
-        reader = csv.reader(text, delimiter=delimiter)
-        header = next(reader, None)
-        if header is None:
-            return
-        if len(set(header)) != len(header):
-            raise BackfillError(f"{source.path}: two columns have the same name")
-        for cells in reader:
-            if cells:
-                yield reader.line_num, _ENCODER.encode(_columns(header, cells))
+        text = io.TextIOWrapper(_buffered(stream), "utf-8-sig", "surrogateescape", newline="")
+        taken: list[str] = []
+        reader = csv.reader(_noted(text, taken), delimiter=delimiter, strict=True)
+        header = _header(reader, source.path)
+        while True:
+            taken.clear()
+            try:
+                cells = next(reader, None)
+                if cells is None:
+                    return
+                if cells:
+                    yield reader.line_num, _ENCODER.encode(_columns(header, cells))
+            except (csv.Error, UnicodeEncodeError):
+                yield reader.line_num, "".join(taken).strip("\r\n").encode("utf-8", "surrogateescape")
+
+
+def _noted(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
+    """Lines, each noted before it is given."""
+    for line in lines:
+        taken.append(line)
+        yield line
+
+
+def _header(reader: Iterator[list[str]], path: str) -> list[str]:
+    try:
+        header = next(reader, [])
+        "".join(header).encode()
+    except (csv.Error, UnicodeEncodeError):
+        raise BackfillError(f"{path}: the first line is no header of CSV in UTF-8") from None
+    if len(set(header)) != len(header):
+        raise BackfillError(f"{path}: two columns have the same name")
+    return header
 
 
 def _columns(header: list[str], cells: list[str]) -> dict[str, str]:
@@ -290,6 +343,10 @@ def _columns(header: list[str], cells: list[str]) -> dict[str, str]:
     columns = dict(zip(header, cells, strict=False))
     columns.update((f"column {place}", cell) for place, cell in enumerate(cells[len(header) :], len(header) + 1))
     return columns
+
+
+def _buffered(stream: BinaryIO) -> io.BufferedReader:
+    return io.BufferedReader(_Raw(stream), CHUNK_BYTES)
 
 
 class _Raw(io.RawIOBase):
@@ -308,35 +365,44 @@ class _Raw(io.RawIOBase):
 
 
 def _read_parquet(source: Input) -> Iterator[Records]:
-    system, inner = _file_system(source.path)
-    with system.open_input_file(inner) as file:
-        batches = pa.parquet.ParquetFile(file, memory_map=False, pre_buffer=False).iter_batches(batch_size=4096)
-        yield from _rows(batches)
+    with closing(_stream(source)) as stream, _from_any_place(source, stream) as file:
+        # Read as far as a batch needs it: a group of rows may be as large as the file.
+        table = pa.parquet.ParquetFile(file, memory_map=False, pre_buffer=False, buffer_size=CHUNK_BYTES)
+        yield from _rows(table.iter_batches(batch_size=TABLE_ROWS))
 
 
 def _read_arrow(source: Input) -> Iterator[Records]:
-    if not source.is_seekable:
-        yield from _rows(pa.ipc.open_stream(_python_file(sys.stdin.buffer)))
-        return
-    system, inner = _file_system(source.path)
-    with system.open_input_file(inner) as file:
-        if file.read(6) == b"ARROW1":
+    with closing(_stream(source)) as stream:
+        buffered = _buffered(stream)
+        if buffered.peek(len(_ARROW_FILE))[: len(_ARROW_FILE)] != _ARROW_FILE:
+            yield from _rows(pa.ipc.open_stream(_python_file(buffered)))
+            return
+        with _from_any_place(source, buffered) as file:
             reader = pa.ipc.open_file(file)
             yield from _rows(reader.get_batch(index) for index in range(reader.num_record_batches))
-            return
-    with closing(_stream(source)) as stream:
-        yield from _rows(pa.ipc.open_stream(cast("io.IOBase", stream)))
 
 
-def _rows(batches: Any) -> Iterator[Records]:
+def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Records]:
     number = 1
     for batch in batches:
-        originals = [
-            _ENCODER.encode({name: value for name, value in row.items() if value is not None})
-            for row in batch.to_pylist()
-        ]
-        yield Records(range(number, number + len(originals)), originals)
-        number += len(originals)
+        for start in range(0, batch.num_rows, TABLE_ROWS):
+            originals = [*map(_ENCODER.encode, _in_microseconds(batch.slice(start, TABLE_ROWS)).to_pylist())]
+            yield Records(range(number, number + len(originals)), originals)
+            number += len(originals)
+
+
+def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with times that Python has: it knows no nanoseconds."""
+    schema = batch.schema
+    for index, field in enumerate(schema):
+        kind = field.type
+        if pa.types.is_timestamp(kind) and kind.unit == "ns":
+            schema = schema.set(index, field.with_type(pa.timestamp("us", kind.tz)))
+        elif pa.types.is_duration(kind) and kind.unit == "ns":
+            schema = schema.set(index, field.with_type(pa.duration("us")))
+        elif pa.types.is_time64(kind) and kind.unit == "ns":
+            schema = schema.set(index, field.with_type(pa.time64("us")))
+    return batch if schema is batch.schema else batch.cast(schema, safe=False)
 
 
 _ENCODER = msgspec.json.Encoder(decimal_format="number", enc_hook=str)

@@ -7,14 +7,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rocksdict import Options, Rdict
 
-from counterfoil.backfill.mapping import Mapper, Mapping, MappingFault, automatic_mapping
+from counterfoil.backfill.mapping import Columns, Mapper, Mapping, MappingFault, automatic_mapping
 from counterfoil.backfill.reading import Input, encode_record
 
 _SELF_DESCRIBING = ("ndjson", "json")
+_NOT_READ = {
+    "csv": "not a line of CSV: expected UTF-8, quotes around whole cells and closed",
+    "tsv": "not a line of TSV: expected UTF-8, quotes around whole cells and closed",
+}
 
 
 class Made(msgspec.Struct, frozen=True):
@@ -36,19 +41,20 @@ def row_maker(source: Input, mapping: Mapping | None) -> Iterator[RowMaker]:
 
     Without a mapping, JSON records are rows already and tables are mapped by the names of their columns.
     """
+    fault = _NOT_READ.get(source.format, "not a JSON object")
     if mapping is None and source.format in _SELF_DESCRIBING:
         yield _as_they_are
     elif mapping is not None and mapping.counts_repeats:
         with tempfile.TemporaryDirectory(prefix="counterfoil-repeats-") as directory:
             repeats = _Repeats(Path(directory))
             try:
-                yield _each(_mapped(Mapper(mapping, repeats.count)))
+                yield _each(_columns_to_row(Mapper(mapping, repeats.count).row, fault))
             finally:
                 repeats.close()
     elif mapping is not None:
-        yield _each(_mapped(Mapper(mapping, lambda _: 0)))
+        yield _each(_columns_to_row(Mapper(mapping, lambda _: 0).row, fault))
     else:
-        yield _each(_by_names())
+        yield _each(_columns_to_row(_by_names(), fault))
 
 
 class _RowFault(Exception):
@@ -98,32 +104,34 @@ def _as_it_is(original: bytes) -> bytes:
 _each_as_it_is = _each(_as_it_is)
 
 
-def _mapped(mapper: Mapper) -> _RowOf:
+def _columns_to_row(row: Callable[[Columns], dict[str, Any]], fault: str) -> _RowOf:
+    """Maps originals; `fault` tells of one that holds no columns."""
+
     def row_of(original: bytes) -> bytes:
         try:
-            return encode_record(mapper.row(_columns_decoder.decode(original)))
-        except MappingFault as fault:
-            raise _RowFault(str(fault)) from None
+            return encode_record(row(_columns_decoder.decode(original)))
+        except MappingFault as found:
+            raise _RowFault(str(found)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise _RowFault("not a JSON object") from None
+            raise _RowFault(fault) from None
 
     return row_of
 
 
-def _by_names() -> _RowOf:
+def _by_names() -> Callable[[Columns], dict[str, Any]]:
     """Maps by names; the columns of a table are those of its first record, and of any that has others."""
-    mappers: dict[tuple[str, ...], _RowOf] = {}
+    mappers: dict[tuple[str, ...], Mapper] = {}
 
-    def row_of(original: bytes) -> bytes:
-        names = tuple(_columns_decoder.decode(original))
+    def row(columns: Columns) -> dict[str, Any]:
+        names = tuple(columns)
         mapper = mappers.get(names)
         if mapper is None:
             if len(mappers) >= 64:
                 mappers.clear()
-            mapper = mappers[names] = _mapped(Mapper(automatic_mapping(names), lambda _: 0))
-        return mapper(original)
+            mapper = mappers[names] = Mapper(automatic_mapping(names), lambda _: 0)
+        return mapper.row(columns)
 
-    return row_of
+    return row
 
 
 class _Repeats:
