@@ -32,6 +32,7 @@ from counterfoil.gateway.application import Application
 from counterfoil.gateway.counts import GatewayObserver
 from counterfoil.gateway.rates import Rates
 from counterfoil.gateway.settings import GatewaySettings
+from counterfoil.gateway.silence import let_connections_inherit, shut_silent
 from counterfoil.gateway.uuid7 import Uuid7
 from counterfoil.queue import FrameSink
 from counterfoil.queue.settings import QueueSettings
@@ -86,11 +87,19 @@ async def run_worker(
         settings, limits, queue, sources, sink, rates=rates, clock_ms=clock_ms, ids=ids or Uuid7()
     )
     on_application(application)
-    target = _Target(application, on_listening)
+
+    def listening() -> None:
+        let_connections_inherit(settings.port)
+        on_listening()
+
+    target = _Target(application, listening)
     server = _server(settings, limits, target, address, take_descriptors(settings.connections_max))
     serving = asyncio.create_task(server.serve(), name="granian")
     stopping = asyncio.create_task(stop.wait(), name="stop")
-    counting = asyncio.create_task(_hand_over_counts(application, observer), name="counts")
+    beside = (
+        asyncio.create_task(_hand_over_counts(application, observer), name="counts"),
+        asyncio.create_task(shut_silent(settings.port, limits.request_seconds_max), name="silence"),
+    )
     try:
         await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
         if serving.done():
@@ -98,9 +107,9 @@ async def run_worker(
             raise StartRefused(f"the HTTP server ended by itself on port {settings.port}")
         await _leave(server, serving, application)
     finally:
-        for task in (counting, stopping, serving):
+        for task in (*beside, stopping, serving):
             task.cancel()
-        await asyncio.gather(counting, stopping, serving, return_exceptions=True)
+        await asyncio.gather(*beside, stopping, serving, return_exceptions=True)
         application.close()
         if observer is not None:
             application.counts.hand_to(observer)
