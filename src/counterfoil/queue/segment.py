@@ -89,12 +89,21 @@ class SegmentFile:
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to `size` bytes, fewer only at the file's end; blocks that the disk can't read are zeros."""
-        try:
-            return os.pread(self._descriptor, size, offset)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-        return self._read_around_bad_blocks(offset, min(size, max(0, self.size() - offset)))
+        parts = []
+        while size > 0:
+            try:
+                part = os.pread(self._descriptor, size, offset)
+            except OSError as error:
+                if error.errno != errno.EIO:
+                    raise
+                part = self._read_around_bad_blocks(offset, min(size, max(0, self.size() - offset)))
+            if not part:
+                break
+            # Before a bad block there may be a part, and no error yet: what follows it is asked for again.
+            parts.append(part)
+            offset += len(part)
+            size -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def read_strictly(self, offset: int, size: int) -> bytes:
         """`size` bytes as they are on the disk. Raises OSError, also where there are fewer."""
