@@ -129,8 +129,31 @@ def test_another_owners_directory_is_refused_in_one_line(data: DataDir, monkeypa
 def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     """What can't be a directory is one line, not a traceback."""
     (tmp_path / "data").touch()
-    with pytest.raises(StartRefused, match="can't be used as the data directory"):
+    with pytest.raises(StartRefused, match=r"^\S+/data: File exists; everything in the data directory must be"):
         DataDir(tmp_path / "data").make()
+
+
+@pytest.mark.parametrize("name", ["id", "ledger.made", "lock", "quarantine"])
+def test_what_can_not_be_opened_is_named(data: DataDir, name: str) -> None:
+    """Something else in the place of one of its files is told by that file's name in one line, not by a traceback."""
+    path = data.path / name
+    if path.is_dir():
+        path.rmdir()
+        path.symlink_to("nowhere")
+    else:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+
+    def start() -> None:
+        data.make()
+        with data.lock(Part.SERVE):
+            pass
+
+    with pytest.raises(StartRefused) as caught:
+        start()
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "for user " in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_reading_makes_nothing(tmp_path: Path) -> None:

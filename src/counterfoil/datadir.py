@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import pwd
 import time
 from collections.abc import Callable, Iterator
 from enum import StrEnum
@@ -30,7 +29,7 @@ import structlog
 
 from counterfoil.aside import copy_aside
 from counterfoil.errors import StartRefused
-from counterfoil.files import DIRECTORY_MODE, FILE_MODE, Files, RealFiles
+from counterfoil.files import DIRECTORY_MODE, FILE_MODE, Files, RealFiles, told_in_a_line, user_name
 
 log = structlog.get_logger()
 
@@ -82,7 +81,7 @@ class DataDir:
         None when the id is lost: it is not there any more, or damaged, and nothing tells it. `ledger_says` is asked
         for the ledger's own only when the file and `ledger.made` don't say the same.
         """
-        try:
+        with self.refusing():
             self._files.make_dir(self.path)
             with _alone_in(self.path):
                 self._refuse_strangers()
@@ -90,9 +89,15 @@ class DataDir:
                 found = self._found_id(ledger_says)
                 for directory in (self.queue, self.ledger, self.quarantine, self.run):
                     self._files.make_dir(directory)
-        except OSError as error:
-            raise StartRefused(f"{self.path}: can't be used as the data directory: {error.strerror}") from None
         return found
+
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Have what the system does not let do here be StartRefused, in one line that names the file."""
+        try:
+            yield
+        except OSError as error:
+            raise StartRefused(told_in_a_line(error, self.path)) from None
 
     def put_id(self, ledger_id: UUID) -> None:
         """Have this be the id from now on; what stood in the file goes to quarantine. Raises OSError."""
@@ -160,7 +165,8 @@ class DataDir:
     @contextlib.contextmanager
     def _locked(self, path: Path, part: Part, deadline: float, *, is_shared: bool) -> Iterator[int]:
         # Not truncated here: the name of who holds it must stay readable until the lock is ours.
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        with self.refusing():
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         try:
             while not _try_lock(descriptor, fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX):
                 if time.monotonic() >= deadline:
@@ -177,7 +183,9 @@ class DataDir:
         """Raise StartRefused when the directory is another owner's, or holds something else than a ledger and queue."""
         owner = self.path.stat().st_uid
         if owner != os.geteuid():
-            raise StartRefused(f"{self.path}: the data directory of {_user(owner)}, and this is {_user(os.geteuid())}")
+            raise StartRefused(
+                f"{self.path}: the data directory of {user_name(owner)}, and this is {user_name(os.geteuid())}"
+            )
         if self._id_file.exists():
             return
         if self._holds_ours():
@@ -227,10 +235,3 @@ def _try_lock(descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _user(uid: int) -> str:
-    try:
-        return f"user {pwd.getpwuid(uid).pw_name}"
-    except KeyError:
-        return f"user {uid}"

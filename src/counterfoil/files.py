@@ -7,7 +7,9 @@ known where it happens, not here.
 
 from __future__ import annotations
 
+import errno
 import os
+import pwd
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Protocol
 
 FILE_MODE = 0o600
 DIRECTORY_MODE = 0o700
+
+_STANDING = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EROFS})
 
 
 class Files(Protocol):
@@ -150,3 +154,28 @@ class RealFiles:
     def disk_bytes(self, path: Path) -> int:
         stat = os.statvfs(path)
         return stat.f_blocks * stat.f_frsize
+
+
+def is_standing(error: OSError) -> bool:
+    """Whether it stays so until somebody changes it: rights, or something else in a file's place.
+
+    Other than a disk that is full or fails, and a file that is gone, which a moment later may be as it should.
+    """
+    is_dead_link = error.errno == errno.ENOENT and error.filename is not None and Path(error.filename).is_symlink()
+    return error.errno in _STANDING or is_dead_link
+
+
+def told_in_a_line(error: OSError, path: Path) -> str:
+    """What the system did not let do in a data directory, with the file's name; `path` where the system names none."""
+    return (
+        f"{error.filename or path}: {error.strerror}; everything in the data directory must be as Counterfoil made it, "
+        f"for {user_name(os.geteuid())} to read and write"
+    )
+
+
+def user_name(uid: int) -> str:
+    """A user in words: `user counterfoil`, or by the number where it has no name."""
+    try:
+        return f"user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:
+        return f"user {uid}"

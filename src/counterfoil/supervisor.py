@@ -95,7 +95,8 @@ def _run(part: Part, load: Load) -> int:
         check_listening(part, settings)
         recover_queue(data_dir)
         metrics_dir = data_dir.run / "metrics"
-        forget_counts(metrics_dir, part)
+        with data_dir.refusing():
+            forget_counts(metrics_dir, part)
 
         def plan(settings: Settings) -> tuple[PlannedProcess, ...]:
             return plan_processes(part, settings, ledger_id, metrics_dir)

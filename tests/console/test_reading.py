@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,6 +162,17 @@ def test_the_page_answers_before_there_is_a_ledger(tmp_path: Path) -> None:
     assert state.ledger is not None
     assert len(state.writers) == 1
     assert state.writers[0].settled is None
+
+
+def test_a_queue_that_can_not_be_read_is_told(tmp_path: Path, ledger: Ledger) -> None:
+    """The page answers all the same: that is when it is wanted."""
+    write_rows(tmp_path, "a")
+    with reading(tmp_path) as reader:
+        reader.read()
+        shutil.rmtree(tmp_path / "queue" / "1")
+        (tmp_path / "queue" / "1").touch()
+        (writer,) = reader.read().writers
+        assert writer.written == "can't be read: Not a directory"
 
 
 def test_another_queues_ledger_is_told(tmp_path: Path, ledger: Ledger) -> None:

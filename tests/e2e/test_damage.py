@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import shutil
+import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.e2e import damage
-from tests.e2e.server import TOKEN, Server, running, until
+from tests.e2e.server import TOKEN, Server, command, running, until
 
 FIRST, LATER = 40, 5
 
@@ -114,6 +115,44 @@ def test_an_id_that_nothing_tells_any_more(server: Server) -> None:
         server.settle_down()
         assert sorted(row["distinct_id"] for row in server.rows()) == sorted([*first_names(), *later])
         server.run("audit")
+
+
+@pytest.mark.parametrize("name", ["queue/1/lock", "queue/1/flushed"])
+def test_what_no_process_can_open_is_named_at_the_start(server: Server, name: str) -> None:
+    """Something else in the place of a file that a process of the server needs is one line, not a loop of restarts."""
+    path = server.directory / "data" / name
+    path.unlink()
+    path.symlink_to(path.name)
+    server.start(wait=False)
+    assert server.process is not None
+    assert server.process.wait(60) == 1
+    server.stop()
+    told = [line for line in server.log_path.read_text().splitlines() if not line.startswith("{")]
+    assert len(told) == 1
+    assert told[0].startswith(
+        f"counterfoil: {path}: Too many levels of symbolic links; everything in the data directory"
+    )
+
+
+def test_what_the_pipeline_can_not_open_holds_it(server: Server) -> None:
+    """It does nothing until somebody acts: the page tells the file, and a command does in one line."""
+    segment = one(server, "queue/1/*.seg")
+    segment.unlink()
+    segment.symlink_to("nowhere")
+    half = subprocess.Popen(
+        command("pipeline", "--config", str(server.config)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        until(lambda: server.console("/livez") == 200, "the console answers", seconds=60)
+        assert held_reason(server).startswith(f"{segment}: No such file or directory; everything in the data directory")
+        done = subprocess.run(
+            command("audit", "--config", str(server.config)), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.returncode == 1
+        assert done.stderr == f"counterfoil: {segment}: No such file or directory\n"
+    finally:
+        half.terminate()
+        assert half.wait(60) == 0
 
 
 def test_what_stands_elsewhere_too_is_put_back(server: Server) -> None:

@@ -27,6 +27,10 @@ def main() -> None:
     except CounterfoilError as error:
         complain(error)
         sys.exit(NO)
+    except OSError as error:
+        # A file that this user may not read, a disk that fails; by its name, and nothing of its content.
+        complain(OSError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)))
+        sys.exit(NO)
 
 
 def complain(error: Exception) -> None:

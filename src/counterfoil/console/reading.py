@@ -280,11 +280,18 @@ def writers_of(queue: FrameSource, reading: dict[DirectoryId, FramePosition]) ->
         WriterStatus(
             number=number,
             directory=directory.hex(),
-            written=_place(queue.durable_end(directory)),
+            written=_written(queue, directory),
             settled=_place(reading[directory]) if directory in reading else None,
         )
         for directory, number in sorted(queue.directories().items(), key=lambda entry: entry[1])
     )
+
+
+def _written(queue: FrameSource, directory: DirectoryId) -> str:
+    try:
+        return _place(queue.durable_end(directory))
+    except OSError as problem:
+        return f"can't be read: {problem.strerror}"
 
 
 def _place(position: FramePosition) -> str:

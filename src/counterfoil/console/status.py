@@ -46,7 +46,7 @@ class WriterStatus(msgspec.Struct, frozen=True):
     number: int
     directory: str
     written: str
-    """The place up to which everything is durable, as `segment@offset`."""
+    """The place up to which everything is durable, as `segment@offset`; or why that can't be read."""
     settled: str | None
     """The place at which settle reads next; None before it has read anything."""
 

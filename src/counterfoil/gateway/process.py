@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from counterfoil.errors import SettingsInvalid, StartRefused
-from counterfoil.files import RealFiles
+from counterfoil.files import RealFiles, is_standing, told_in_a_line
 from counterfoil.gateway.application import Application
 from counterfoil.gateway.rates import SharedRates
 from counterfoil.gateway.task import GatewayTask
@@ -36,6 +36,11 @@ def main() -> None:
         asyncio.run(work(task, line))
     except (StartRefused, SettingsInvalid) as refused:
         line.refuse(str(refused))
+        end_process(1)
+    except OSError as problem:
+        if not is_standing(problem):
+            raise
+        line.refuse(told_in_a_line(problem, task.data_dir))
         end_process(1)
     end_process()
 

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NoReturn, Protocol
 from uuid import UUID
 
 import structlog
@@ -21,7 +21,7 @@ import structlog
 from counterfoil.destinations.build import build_destination
 from counterfoil.destinations.settings import DeltaSettings, DestinationSettings
 from counterfoil.errors import LedgerInUse, LedgerUnusable, LedgerWriteFailed
-from counterfoil.files import RealFiles
+from counterfoil.files import RealFiles, is_standing, told_in_a_line
 from counterfoil.ledger import Ledger
 from counterfoil.lifeline import Lifeline
 from counterfoil.pipeline.control import ControlServer
@@ -176,11 +176,22 @@ def main() -> None:
     except LedgerInUse:
         raise
     except LedgerUnusable as problem:
-        # Rows are safe in the queue, and trying again can't help: what to do is said once, not with each of many lives.
-        log.error("pipeline.held", reason=str(problem))
-        line.hold(str(problem))
-        stop.wait(HELD_SECONDS)
-        os._exit(0 if stop.is_set() else EXIT_HELD)
+        hold(line, str(problem), stop)
+    except OSError as problem:
+        if not is_standing(problem):
+            raise
+        hold(line, told_in_a_line(problem, task.data_dir), stop)
+
+
+def hold(line: Lifeline, reason: str, stop: threading.Event) -> NoReturn:
+    """Do nothing until somebody has acted, as `reason` says, or for HELD_SECONDS; then end.
+
+    Rows are safe in the queue, and trying again can't help: what to do is said once, not with each of many lives.
+    """
+    log.error("pipeline.held", reason=reason)
+    line.hold(reason)
+    stop.wait(HELD_SECONDS)
+    os._exit(0 if stop.is_set() else EXIT_HELD)
 
 
 def make_pipeline(

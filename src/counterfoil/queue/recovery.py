@@ -14,7 +14,7 @@ import structlog
 
 from counterfoil.aside import copy_aside
 from counterfoil.errors import FrameDamaged
-from counterfoil.files import Files
+from counterfoil.files import Files, is_standing
 from counterfoil.positions import SegmentNumber
 from counterfoil.queue.directory import WriterDirectory, take_idle_directories
 from counterfoil.queue.published import PublishedPlace, PublishedView
@@ -190,6 +190,8 @@ def _copy_published_aside(directory: WriterDirectory, files: Files, quarantine: 
             name = f"queue/{directory.path.name}/{path.name}"
             copy_aside(path, name, quarantine.path, "names no place that is durable", files)
     except OSError as error:
+        if is_standing(error):
+            raise  # No place could be published there either.
         log.error("queue.file_not_set_aside", file=path.name, errno=error.errno)
 
 
