@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,11 +21,11 @@ from counterfoil.files import RealFiles
 from counterfoil.ledger import ROWS_A_GROUP_MAX, DestinationCounts, Erasure, ErasureState, Ledger
 from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.ledger.store import Store
-from counterfoil.pipeline.audit import audit
+from counterfoil.pipeline.audit import DifferenceKind, audit
 from counterfoil.pipeline.dead import DeadFilter, find_dead, plan_retry
 from counterfoil.pipeline.deliver import Deliverer
-from counterfoil.pipeline.erasing import Eraser, Interrupted
-from counterfoil.pipeline.orders import Done, Erase, carry_out
+from counterfoil.pipeline.erasing import AGAIN_SECONDS, BAD_BLOCK_SECONDS, Eraser, Interrupted
+from counterfoil.pipeline.orders import Done, Erase, GiveUpErasures, Refused, carry_out
 from counterfoil.pipeline.rebuild import Places, put_in_place, rebuild
 from counterfoil.pipeline.replay import Replay, ReplayFilter
 from counterfoil.pipeline.retention import Retention
@@ -31,6 +33,7 @@ from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.pipeline.settle import Settler
 from counterfoil.pipeline.trace import DeliveryState, trace
 from counterfoil.queue.reader import QueueReader
+from counterfoil.queue.segment import SEGMENT_HEADER_BYTES
 from tests.destinations.lake import LEDGER
 from tests.destinations.memory import MemoryDestination
 from tests.pipeline.frames import Row, made_draft
@@ -76,6 +79,7 @@ class House:
         self.root = root
         self.lake, self.hook = MemoryDestination("lake"), Hook("hook")
         self.now_ms = 1_000
+        self.seconds = 0.0
         self.life = Life(root, RealFiles())
         self.start()
 
@@ -89,7 +93,9 @@ class House:
         self.deliverers = {each.name: self.deliverer(each) for each in (self.lake, self.hook)}
         self.gate = threading.Lock()
         self.waits = 0
-        self.eraser = Eraser(self.ledger, self.queue, self.gate, settle=self.settle_while_waited_for)
+        self.eraser = Eraser(
+            self.ledger, self.queue, self.gate, settle=self.settle_while_waited_for, monotonic=lambda: self.seconds
+        )
 
     def deliverer(self, destination: MemoryDestination) -> Deliverer:
         settings = DeliverySettings(name=destination.name, batch_seconds=0)
@@ -132,7 +138,8 @@ class House:
         assert isinstance(answer, Done)
 
     def roll_and_erase(self) -> None:
-        """What the thread of the eraser does; the writer rolls as it is asked to."""
+        """What the thread of the eraser does, after what was put off is over; the writer rolls as it is asked to."""
+        self.seconds += AGAIN_SECONDS
         if self.queue.live_segments():
             self.life.roll()
         while self.eraser.step():
@@ -659,6 +666,82 @@ def test_a_disk_that_is_full_after_the_cut(house: House) -> None:
     house.deliver()
     assert house.erasure().is_done
     house.assert_balanced()
+
+
+def test_a_block_that_never_can_be_read(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All else of every erasure is done meanwhile, and after BAD_BLOCK_SECONDS the block counts as damage."""
+    house.receive("b", *(Row(f"filling-{number}") for number in range(100)))
+    house.receive(PERSON, "a")
+    house.settle()
+    house.deliver()
+    house.life.roll()
+    house.receive_and_deliver("other", "c")
+    pread, segment = os.pread, house.root / "queue" / "1" / "0000000001.seg"
+
+    def unreadable(descriptor: int, size: int, offset: int) -> bytes:
+        # The block in which the first frame begins; the person's row lies in a later one.
+        if offset < 4096 and size > SEGMENT_HEADER_BYTES and os.path.samestat(os.fstat(descriptor), segment.stat()):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(descriptor, size, offset)
+
+    monkeypatch.setattr(os, "pread", unreadable)
+    house.order()
+    house.order(Subject(distinct_id="other"), UUID(int=6))
+    began = house.seconds + AGAIN_SECONDS
+    while house.seconds < began + BAD_BLOCK_SECONDS - AGAIN_SECONDS:
+        for roll_and_erase in (house.roll_and_erase, house.eraser.step):
+            with pytest.raises(OSError, match="error"):
+                roll_and_erase()
+        assert not house.eraser.step()
+        assert not any(one.is_blanked for one in house.ledger.erasures())
+    house.deliver()
+    assert {PERSON, "other"}.isdisjoint(house.lake.ids())
+    assert house.hook.told == [ALICE, Subject(distinct_id="other")]
+    assert house.files_with('"distinctId":"other"') == []
+    assert PERSON.encode() in segment.read_bytes()
+    house.roll_and_erase()
+    assert [(one.is_done, one.damaged_frames) for one in house.ledger.erasures()] == [(True, 1), (True, 1)]
+    assert house.files_with(PERSON) == []
+    found = audit(house.ledger, house.queue, {"lake": house.lake.held})
+    assert [each.kind for each in found.differences] == [DifferenceKind.FRAME_UNREADABLE]
+
+
+def test_a_destination_that_is_given_up(house: House) -> None:
+    """Orders wait for it no more, keep no person's id, and it may go on or never come back; others do their part."""
+    house.receive_and_deliver(PERSON, "a")
+    house.order()
+    house.roll_and_erase()
+    house.deliver("hook")
+    assert house.erasure().subject == ALICE
+    assert carry_out(house.ledger, GiveUpErasures("lake"), house.clock_ms()) == Done(1)
+    assert house.erasure().is_done
+    assert house.erasure().destinations["lake"].state is ErasureState.GIVEN_UP
+    assert house.files_with(PERSON) == []
+    assert carry_out(house.ledger, GiveUpErasures("lake"), house.clock_ms()) == Done(0)
+    assert isinstance(carry_out(house.ledger, GiveUpErasures("nobody"), house.clock_ms()), Refused)
+    house.crash()
+    house.receive_and_deliver("b")
+    assert sorted(house.lake.ids()) == ["a", "b", PERSON]
+    assert house.erasure().destinations["lake"].state is ErasureState.GIVEN_UP
+    assert house.shown("lake") == (3, 2, 0, 1, 0)
+
+
+def test_a_destination_that_is_given_up_while_it_is_asked(house: House) -> None:
+    """What it has done is done, and that it was refused or down does not open the order again."""
+    house.receive_and_deliver(PERSON, "a")
+    house.order()
+    house.roll_and_erase()
+    give_up = GiveUpErasures("hook")
+
+    def refused(_: Subject) -> None:
+        carry_out(house.ledger, give_up, house.clock_ms())
+        raise DestinationRefused("hook: it answered 400")
+
+    with patch.object(house.hook, "erase", refused):
+        house.deliver("hook")
+    assert house.erasure().destinations["hook"].state is ErasureState.GIVEN_UP
+    house.deliver("lake")
+    assert house.erasure().is_done
 
 
 def test_a_writer_that_does_not_close_its_segment(house: House) -> None:

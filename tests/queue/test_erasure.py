@@ -38,7 +38,7 @@ from counterfoil.queue.reader import QueueReader
 from tests.faults.disk import RecordingFiles, by_chance, everything, nothing
 from tests.faults.files import ANY, FaultyFiles
 from tests.queue.drafts import SOURCE, draft
-from tests.queue.lives import NOW_MS, flip, life, quarantined, reader, segment_path, the_directory
+from tests.queue.lives import NOW_MS, flip, life, quarantined, read_all, reader, segment_path, the_directory
 from tests.queue.test_crash_states import MEMORY
 
 ZSTD = zstandard.ZstdCompressor()
@@ -64,10 +64,11 @@ def new(position: FramePosition, row_index: int) -> Verdict:
     return Verdict.NEW
 
 
-def erase(root: Path, distinct_id: str, files: Files | None = None) -> ErasedRows:
+def erase(root: Path, distinct_id: str, files: Files | None = None, *, around_bad_blocks: bool = False) -> ErasedRows:
     """Erase a person's rows in the first segment."""
     source = QueueReader(root / "queue", files or RealFiles(), root / "quarantine")
-    return source.erase(the_directory(source), ONE, Subject(distinct_id=distinct_id), new)
+    subject = Subject(distinct_id=distinct_id)
+    return source.erase(the_directory(source), ONE, subject, new, around_bad_blocks=around_bad_blocks)
 
 
 def rows_of(source: QueueReader) -> list[tuple[FramePosition, int, bytes]]:
@@ -360,6 +361,42 @@ def test_a_block_that_can_not_be_read_stops_it(tmp_path: Path, monkeypatch: pyte
         erase(tmp_path, "a.0")
     monkeypatch.undo()
     assert segment_path(tmp_path, 1).read_bytes() == before
+
+
+def test_a_block_that_never_can_be_read_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is asked for, the frames of the block are damage, the person goes from all others, and these stay."""
+    with life(tmp_path) as one:
+        positions = one.tail.write([draft(name, 3, 1_300) for name in "abcd"])
+        one.roll()
+    before = segment_path(tmp_path, 1).read_bytes()
+    bad = positions[2].offset // 4096 * 4096
+    assert positions[1].offset < bad < positions[2].offset < bad + 4096 < positions[3].offset
+    pread = os.pread
+
+    def unreadable(descriptor: int, size: int, offset: int) -> bytes:
+        if offset < bad + 4096 and offset + size > bad:
+            if offset >= bad:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            size = bad - offset
+        return pread(descriptor, size, offset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", unreadable)
+        with pytest.raises(OSError, match="error"):
+            erase(tmp_path, "d.1")
+        assert segment_path(tmp_path, 1).read_bytes() == before
+        # Of nobody who is found elsewhere: nothing is written, and the block may still come back.
+        assert erase(tmp_path, "b.0", around_bad_blocks=True) == ErasedRows(0, 0, 1)
+        assert segment_path(tmp_path, 1).read_bytes() == before
+        assert erase(tmp_path, "d.1", around_bad_blocks=True) == ErasedRows(1, 1, 1)
+    after = segment_path(tmp_path, 1).read_bytes()
+    assert len(after) == len(before)
+    assert after[:bad] == before[:bad]
+    assert after[bad : bad + 4096] == bytes(4096)
+    assert after[bad + 4096 : positions[3].offset] == before[bad + 4096 : positions[3].offset]
+    assert b"d.1" not in after
+    found = read_all(tmp_path)
+    assert (found.names, len(found.damages)) == (["a", "d"], 1)
 
 
 def test_frames_larger_than_what_is_read_at_once(tmp_path: Path) -> None:

@@ -47,20 +47,33 @@ def erase(
         float, typer.Option("--wait", metavar="SECONDS", help="How long to wait until it is done everywhere.")
     ] = WAIT_SECONDS,
     list_all: Annotated[bool, typer.Option("--list", help="Show what was ordered, and how far that is.")] = False,
+    give_up: Annotated[
+        str | None,
+        typer.Option(
+            "--give-up",
+            metavar="DESTINATION",
+            help="Let no order wait for this destination any more: what it holds stays there.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Erase a person's rows: from the queue, the ledger, its dead letters, and the destinations.
 
     Delta and PostgreSQL tables lose the rows, their old files and versions included; a webhook's receiver is told. It
     can't be undone. Meant are the rows that came before it was ordered; a row that comes after that is a new one. What
-    a destination can't do now it does when it is back. Works while the server runs and while it doesn't. Exit status 0
-    when it is done everywhere, 1 when something waits, is refused, or nothing was found.
+    a destination can't do now it does when it is back; one that never will may be given up. Works while the server runs
+    and while it doesn't. Exit status 0 when it is done everywhere, 1 when something waits, is refused, or nothing was
+    found.
     """
     from counterfoil.config import load_settings
 
     settings = load_settings(config)
     if list_all:
         _list(settings, as_json=as_json)
+        return
+    if give_up is not None:
+        _give_up(settings, give_up, yes=yes, as_json=as_json)
         return
     subject = _subject(distinct_id, user_id, source)
     if source is not None and source not in {each.name for each in settings.sources}:
@@ -69,9 +82,7 @@ def erase(
         _count(settings, subject, as_json=as_json)
         return
     if not yes:
-        if not sys.stdin.isatty() or as_json:
-            raise typer.BadParameter("nobody can be asked here: say --yes")
-        typer.confirm("Erase all rows of this person? It can't be undone.", abort=True)
+        _ask("Erase all rows of this person? It can't be undone.", as_json=as_json)
     erasure = _carried_out(settings, subject, wait_seconds)
     facts = erasure_facts(erasure) | {"quarantined_files": _quarantined(settings)}
     if as_json:
@@ -116,6 +127,12 @@ def _subject(distinct_id: str | None, user_id: str | None, source: str | None) -
         return Subject(distinct_id=_given(distinct_id), user_id=_given(user_id), source=source)
     except ValueError as wrong:
         raise typer.BadParameter(str(wrong)) from None
+
+
+def _ask(question: str, *, as_json: bool) -> None:
+    if not sys.stdin.isatty() or as_json:
+        raise typer.BadParameter("nobody can be asked here: say --yes")
+    typer.confirm(question, abort=True)
 
 
 def _given(value: str | None) -> str | None:
@@ -215,6 +232,15 @@ def _print(facts: dict[str, Any]) -> None:
         )
 
 
+def _with_unset(facts: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """The same, with a reason for destinations that nobody delivers to any more."""
+    names = {each.name for each in settings.destinations}
+    for there in facts["destinations"]:
+        if there["state"] in ("waiting", "refused") and there["destination"] not in names:
+            there["reason"] = "it is not in the configuration any more; put it back, or --give-up"
+    return facts
+
+
 def _queue_words(queue: dict[str, Any]) -> str:
     words = f"{queue['rows']:,} rows in {queue['segments']:,} segments"
     return words if queue["is_done"] else f"{words} so far"
@@ -226,6 +252,8 @@ def _destination_words(there: dict[str, Any]) -> str:
             return "its receiver was told" if there["rows"] is None else f"{there['rows']:,} rows"
         case "not_set":
             return "nothing: it is not in the configuration, and what it holds stays there"
+        case "given_up":
+            return "given up: what it holds stays there"
         case state:
             return f"{state}: {there['reason'] or 'it has not come to it yet'}"
 
@@ -286,7 +314,7 @@ def _list(settings: Settings, *, as_json: bool) -> None:
     from counterfoil.cli.reading import opened
 
     with opened(settings) as (ledger, _):
-        found = [erasure_facts(each) for each in ledger.erasures()]
+        found = [_with_unset(erasure_facts(each), settings) for each in ledger.erasures()]
     if as_json:
         print_json({"erasures": found})
         return
@@ -304,3 +332,19 @@ def _list(settings: Settings, *, as_json: bool) -> None:
             for each in found
         ],
     )
+
+
+def _give_up(settings: Settings, name: str, *, yes: bool, as_json: bool) -> None:
+    from counterfoil.cli.ordering import give
+    from counterfoil.pipeline.orders import GiveUpErasures
+
+    if not yes:
+        _ask(f"Leave in {name} what it holds of everybody who is to be erased there?", as_json=as_json)
+    count = give(settings, [GiveUpErasures(name)])
+    if as_json:
+        print_json({"destination": name, "orders": count})
+    elif count:
+        print_line(f"{count:,} orders wait for {name} no more; what it holds stays there.")
+    else:
+        print_line(f"No order waits for {name}.")
+    raise typer.Exit(0 if count else 1)

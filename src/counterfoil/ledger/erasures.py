@@ -59,6 +59,8 @@ class ErasureState(StrEnum):
     """Somebody must act; it is tried again at leisure, and deliveries go on."""
     NOT_SET = "not_set"
     """It is not in the configuration: what it holds stays there."""
+    GIVEN_UP = "given_up"
+    """Somebody decided not to wait for it any more: what it holds stays there."""
 
 
 class ErasedThere(msgspec.Struct, frozen=True):

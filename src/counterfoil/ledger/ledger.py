@@ -21,7 +21,7 @@ from counterfoil.errors import LedgerDamaged, LedgerUnusable, LedgerWriteFailed
 from counterfoil.files import RealFiles
 from counterfoil.ledger.carried import Carried, carry_destinations, carry_sources
 from counterfoil.ledger.destinations import Destinations
-from counterfoil.ledger.erasures import ERASURE, Erasure, Erasures, Leaving, MarkedRows, SubjectRow
+from counterfoil.ledger.erasures import ERASURE, Erasure, Erasures, ErasureState, Leaving, MarkedRows, SubjectRow
 from counterfoil.ledger.format import (
     CLOCK,
     DAMAGE,
@@ -593,6 +593,18 @@ class Ledger:
         if changed.is_done:
             self.let_subjects_go()
         return changed
+
+    def give_up_erasures(self, name: str) -> int:
+        """Let no erasure wait for a destination any more: what it holds stays there. How many did; flushed."""
+        waiting = [one.id for one in self.erasures() if one.is_open_at(name)]
+        for each in waiting:
+            self.change_erasure(
+                each,
+                lambda one: one.at(
+                    name, msgspec.structs.replace(one.destinations[name], state=ErasureState.GIVEN_UP, reason="")
+                ),
+            )
+        return len(waiting)
 
     def let_subjects_go(self) -> None:
         """Rewrite the files in which subjects of erasures that are done still stand; flushed.

@@ -310,8 +310,13 @@ class Deliverer:
 
     def _note(self, erasure: Erasure, state: ErasureState, row_count: int | None, reason: str = "") -> None:
         there = ErasedThere(state, row_count, reason)
+
+        def change(one: Erasure) -> Erasure:
+            # It may be given up since: what was done counts all the same, what was not is nobody's business any more.
+            return one.at(self.name, there) if state is ErasureState.DONE or one.is_open_at(self.name) else one
+
         if erasure.destinations[self.name] != there:
-            self._ledger.change_erasure(erasure.id, lambda one: one.at(self.name, there))
+            self._ledger.change_erasure(erasure.id, change)
 
     def _note_waiting(self, reason: str) -> None:
         for erasure in self._ledger.open_erasures(self.name):

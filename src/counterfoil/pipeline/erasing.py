@@ -12,12 +12,16 @@ step may be cut off anywhere and is gone through again by the next life:
 Where a row of the person's came in while 2 went on, its segment is not closed: then it goes on with 1 once more. After
 ROUNDS_MAX of that, what comes in while it goes on is erased with the rest.
 
+What the disk does not let do is tried again after a pause, while other erasures go on. A block that can't be read for
+BAD_BLOCK_SECONDS is damage: it is left out where its segment is written anew.
+
 Retention stands still while groups or segments are gone through, and only then: an erasure that waits for a disk with
 room must not be what keeps it full.
 """
 
 from __future__ import annotations
 
+import errno
 import math
 import threading
 import time
@@ -25,6 +29,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -49,7 +54,7 @@ from counterfoil.ledger import (
 )
 from counterfoil.pipeline.handover import FrameCache, copy_of
 from counterfoil.positions import DirectoryId, FramePosition, SegmentNumber
-from counterfoil.queue import ErasingShelf, FrameSource
+from counterfoil.queue import ErasedRows, ErasingShelf, FrameSource
 from counterfoil.queue.erasure import indexes_of
 
 ROUNDS_MAX = 5
@@ -59,6 +64,9 @@ ROWS_A_STEP = 500
 POLL_SECONDS = 0.2
 AGAIN_SECONDS = 60.0
 """After a disk that is full or can't be read, it is tried again after this time."""
+
+BAD_BLOCK_SECONDS = 600.0
+"""After this time a block that can't be read is taken for damage; until then it may only not be readable now."""
 
 _GROUPS_AT_ONCE = 16
 
@@ -87,6 +95,7 @@ class Eraser:
         on_marked: Callable[[], None] = lambda: None,
         settle: Callable[[], int] | None = None,
         patience_seconds: float = math.inf,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`gate` is held while groups or segments are gone through, and by whoever removes any.
 
@@ -99,7 +108,12 @@ class Eraser:
         self._on_marked = on_marked
         self._settle = settle
         self._patience_seconds = patience_seconds
+        self._monotonic = monotonic
         self._woken = threading.Event()
+        self._put_off: dict[UUID, float] = {}
+        """Until when an erasure is that the disk did not let be done, by the monotonic clock."""
+        self._unreadable: dict[tuple[DirectoryId, SegmentNumber], float] = {}
+        """Since when a segment is known to have a block that can't be read."""
 
     def wake(self) -> None:
         """There may be an erasure, or `run` is to stop."""
@@ -115,20 +129,37 @@ class Eraser:
                     pass
             except Interrupted:
                 return
-            except OSError as problem:
-                log.error("erase.waits", errno=problem.errno, wait_seconds=AGAIN_SECONDS)
-                stop.wait(AGAIN_SECONDS)
+            except OSError:
                 continue
-            self._woken.wait()
+            self._woken.wait(self._seconds_left())
 
     def step(self, is_stopped: Callable[[], bool] = lambda: False) -> bool:
-        """Carry out the oldest erasure that is open here; whether there was one.
+        """Carry out the oldest erasure that is open here and not put off; whether there was one.
 
-        Raises Interrupted, OSError where the disk does not let it, LedgerWriteFailed and LedgerUnusable.
+        Raises Interrupted, OSError where the disk does not let it, which puts it off, LedgerWriteFailed and
+        LedgerUnusable.
         """
-        erasure = next((one for one in self._ledger.erasures() if not one.is_blanked), None)
+        now = self._monotonic()
+        left = (one for one in self._ledger.erasures() if not one.is_blanked)
+        erasure = next((one for one in left if self._put_off.get(one.id, now) <= now), None)
         if erasure is None:
             return False
+        try:
+            self._carry_out(erasure, is_stopped)
+        except OSError as problem:
+            self._put_off[erasure.id] = self._monotonic() + AGAIN_SECONDS
+            log.error("erase.waits", erasure=str(erasure.id), errno=problem.errno, wait_seconds=AGAIN_SECONDS)
+            raise
+        self._put_off.pop(erasure.id, None)
+        log.info("erase.blanked", erasure=str(erasure.id))
+        return True
+
+    def _seconds_left(self) -> float | None:
+        """Until what was put off is tried again; None where nothing was."""
+        soonest = min(self._put_off.values(), default=None)
+        return None if soonest is None else max(soonest - self._monotonic(), 0.0)
+
+    def _carry_out(self, erasure: Erasure, is_stopped: Callable[[], bool]) -> None:
         assert erasure.subject is not None
         search = _Search(self._ledger, self._queue, erasure.subject)
         if not erasure.is_marked:
@@ -140,8 +171,6 @@ class Eraser:
                 raise
             self._on_marked()
         self._blank(erasure, search, is_stopped)
-        log.info("erase.blanked", erasure=str(erasure.id))
-        return True
 
     # Marking
 
@@ -230,18 +259,43 @@ class Eraser:
             for _ in search.rows_up_to(erasure.cut):
                 pass
         damaged_frames = 0
+        unreadable: OSError | None = None
         for directory, number in self._segments(erasure):
             if is_stopped():
                 raise Interrupted
-            with self._gate:
-                found = self._queue.erase(directory, number, erasure.subject, search.verdict_of)
+            try:
+                with self._gate:
+                    found = self._erase(erasure.subject, directory, number, search)
+            except OSError as problem:
+                if problem.errno != errno.EIO:
+                    raise
+                unreadable = problem
+                continue
             reach("erase.between_segments")
             damaged_frames += found.damaged
             if found.rows:
                 self._count_blanked(erasure, found.rows)
+        if unreadable is not None:
+            raise unreadable
         self._ledger.change_erasure(
             erasure.id, lambda one: msgspec.structs.replace(one, is_blanked=True, damaged_frames=damaged_frames)
         )
+
+    def _erase(self, subject: Subject, directory: DirectoryId, number: SegmentNumber, search: _Search) -> ErasedRows:
+        place = directory, number
+        try:
+            found = self._queue.erase(directory, number, subject, search.verdict_of)
+        except OSError as problem:
+            if problem.errno != errno.EIO:
+                raise
+            since = self._unreadable.setdefault(place, self._monotonic())
+            if self._monotonic() - since < BAD_BLOCK_SECONDS:
+                raise
+        else:
+            self._unreadable.pop(place, None)
+            return found
+        log.error("erase.around_bad_blocks", directory=directory.hex(), segment=number)
+        return self._queue.erase(directory, number, subject, search.verdict_of, around_bad_blocks=True)
 
     def _count_blanked(self, erasure: Erasure, row_count: int) -> None:
         def change(one: Erasure) -> Erasure:

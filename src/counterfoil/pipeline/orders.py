@@ -50,7 +50,13 @@ class Erase(msgspec.Struct, frozen=True, tag="erase"):
     subject: Subject
 
 
-Order = SendAgain | DropDead | Erase
+class GiveUpErasures(msgspec.Struct, frozen=True, tag="give_up_erasures"):
+    """Let no erasure wait for a destination any more: what it holds stays there. Answered with their number."""
+
+    destination: str
+
+
+Order = SendAgain | DropDead | Erase | GiveUpErasures
 
 
 class Done(msgspec.Struct, frozen=True, tag="done"):
@@ -79,6 +85,8 @@ def carry_out(ledger: Ledger, order: Order, now_ms: int, set_names: Iterable[str
     if order.destination not in ledger.destinations():
         return Refused(f"{order.destination}: the ledger knows no destination of this name")
     match order:
+        case GiveUpErasures():
+            return Done(ledger.give_up_erasures(order.destination))
         case DropDead():
             return Done(ledger.drop_dead(order.destination, order.seqs))
         case SendAgain():

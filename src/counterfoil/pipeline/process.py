@@ -246,23 +246,30 @@ def erase_here(task: PipelineTask, ledger_id: UUID, ledger: Ledger, patience_sec
 
     So does all of it where a gateway holds its writer's directory and does not close its segment in time.
 
-    Raises OSError where the disk does not let it, LedgerWriteFailed and LedgerUnusable.
+    Raises OSError where the disk did not let one of them be done, when the others are, LedgerWriteFailed and
+    LedgerUnusable.
     """
     queue = QueueReader(task.data_dir / "queue", RealFiles(), task.data_dir / "quarantine")
     queue.remove_unfinished()
     settler = Settler(queue, ledger, task.pipeline, _clock_ms)
     eraser = Eraser(ledger, queue, threading.Lock(), settle=settler.step, patience_seconds=patience_seconds)
     ledger.let_subjects_go()
-    try:
-        while eraser.step():
-            pass
-    except Interrupted:
-        return
+    trouble: OSError | None = None
+    is_more = True
+    while is_more:
+        try:
+            is_more = eraser.step()
+        except OSError as problem:
+            trouble = problem
+        except Interrupted:
+            return
     known = ledger.destinations()
     for each in task.destinations:
         # One that is new in the configuration was handed nothing yet.
         if each.name in known:
             make_deliverer(each, task, ledger_id, ledger, queue).erase_once()
+    if trouble is not None:
+        raise trouble
 
 
 def make_deliverer(

@@ -176,6 +176,8 @@ class ErasingShelf(SegmentShelf, Protocol):
         number: SegmentNumber,
         subject: Subject,
         verdict_of: Callable[[FramePosition, int], Verdict | None],
+        *,
+        around_bad_blocks: bool = False,
     ) -> ErasedRows:
         """Blank every row of a closed segment that is the subject's, for good when this returns.
 
@@ -185,7 +187,8 @@ class ErasingShelf(SegmentShelf, Protocol):
 
         Raises ValueError for a directory's newest segment, which may be written to; OSError, also where a block of the
         disk can't be read (the segment is left, or what only could not be read now would be lost for good), and where
-        there is no room for the segment a second time.
+        there is no room for the segment a second time. `around_bad_blocks`: blocks that can't be read are damage, and
+        where the segment is written anew they are zeros.
         """
         ...
 

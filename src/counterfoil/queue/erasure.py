@@ -38,6 +38,8 @@ SCAN_BYTES = 4 * 1024 * 1024
 COPY_BYTES = 8 * 1024 * 1024
 
 VerdictOf = Callable[[FramePosition, int], Verdict | None]
+Read = Callable[[int, int], bytes]
+"""Bytes of a segment, by offset and size: `SegmentFile.read_strictly`, or `read` for zeros where blocks are bad."""
 
 
 class FoundRows(msgspec.Struct, frozen=True):
@@ -48,14 +50,18 @@ class FoundRows(msgspec.Struct, frozen=True):
     counts: ErasedRows
 
 
-def find_rows(segment: SegmentFile, limit: int, subject: Subject) -> FoundRows:
-    """Look through every frame of a segment up to `limit`. Raises OSError, also for a block that can't be read."""
+def find_rows(segment: SegmentFile, limit: int, subject: Subject, read: Read | None = None) -> FoundRows:
+    """Look through every frame of a segment up to `limit`.
+
+    Raises OSError; for a block that can't be read too, unless `read` (`SegmentFile.read_strictly`) reads around it.
+    """
+    read = read or segment.read_strictly
     offsets = array("Q")
     rows = damaged = 0
     at = SEGMENT_HEADER_BYTES
     limit = min(limit, segment.size())
     while at < limit:
-        buffer = segment.read_strictly(at, min(SCAN_BYTES, limit - at))
+        buffer = read(at, min(SCAN_BYTES, limit - at))
         end, candidates = _look_through(buffer, _place(segment, at), subject)
         if end == 0:
             # Damage, or a frame that is larger than what was read.
@@ -85,9 +91,17 @@ def indexes_of(frame: Frame, subject: Subject) -> list[int]:
 
 
 def write_without(
-    segment: SegmentFile, limit: int, offsets: Iterable[int], subject: Subject, verdict_of: VerdictOf, files: Files
+    segment: SegmentFile,
+    limit: int,
+    offsets: Iterable[int],
+    subject: Subject,
+    verdict_of: VerdictOf,
+    files: Files,
+    read: Read | None = None,
 ) -> Path:
     """Write a segment anew, up to `limit`, without a subject's rows in the frames at `offsets`; where it lies, flushed.
+
+    It is read by `read`, as in `find_rows`.
 
     Raises OSError, and leaves nothing then.
     """
@@ -99,7 +113,7 @@ def write_without(
     descriptor = files.create(target)
     try:
         waiting = bytearray()
-        for part in _parts_without(segment, limit, offsets, subject, verdict_of):
+        for part in _parts_without(segment, limit, offsets, subject, verdict_of, read or segment.read_strictly):
             waiting += part
             if len(waiting) >= COPY_BYTES:
                 files.append(descriptor, bytes(waiting))
@@ -137,11 +151,11 @@ def _look_through(buffer: bytes, start: FramePosition, subject: Subject) -> tupl
 
 
 def _parts_without(
-    segment: SegmentFile, limit: int, offsets: Iterable[int], subject: Subject, verdict_of: VerdictOf
+    segment: SegmentFile, limit: int, offsets: Iterable[int], subject: Subject, verdict_of: VerdictOf, read: Read
 ) -> Iterator[bytes]:
     at = 0
     for offset in offsets:
-        yield from _parts(segment, at, offset)
+        yield from _parts(read, at, offset)
         frame = segment.frame_at(offset, limit)
         position = frame.position
         verdicts = {index: verdict_of(position, index) for index in indexes_of(frame, subject)}
@@ -152,12 +166,12 @@ def _parts_without(
         parse_frame(erased, 0, position)
         yield erased
         at = offset + frame.frame_bytes
-    yield from _parts(segment, at, limit)
+    yield from _parts(read, at, limit)
 
 
-def _parts(segment: SegmentFile, start: int, end: int) -> Iterator[bytes]:
+def _parts(read: Read, start: int, end: int) -> Iterator[bytes]:
     for at in range(start, end, COPY_BYTES):
-        yield segment.read_strictly(at, min(COPY_BYTES, end - at))
+        yield read(at, min(COPY_BYTES, end - at))
 
 
 def _place(segment: SegmentFile, offset: int) -> FramePosition:

@@ -143,6 +143,8 @@ class QueueReader:
         number: SegmentNumber,
         subject: Subject,
         verdict_of: Callable[[FramePosition, int], Verdict | None],
+        *,
+        around_bad_blocks: bool = False,
     ) -> ErasedRows:
         """`ErasingShelf.erase`."""
         chain = self._chain(directory)
@@ -156,9 +158,10 @@ class QueueReader:
                 return ErasedRows()
             size = segment.size()
             limit = size if link.limit is None else min(link.limit, size)
-            found = find_rows(segment, limit, subject)
+            read = segment.read if around_bad_blocks else segment.read_strictly
+            found = find_rows(segment, limit, subject, read)
             if found.offsets:
-                written = write_without(segment, limit, found.offsets, subject, verdict_of, self._files)
+                written = write_without(segment, limit, found.offsets, subject, verdict_of, self._files, read)
                 if not self._put_in_place(written, segment):
                     return ErasedRows()
             elif limit < size:
