@@ -168,8 +168,8 @@ def is_standing(error: OSError) -> bool:
 def told_in_a_line(error: OSError, path: Path) -> str:
     """What the system did not let do in a data directory, with the file's name; `path` where the system names none."""
     return (
-        f"{error.filename or path}: {error.strerror}; everything in the data directory must be as Counterfoil made it, "
-        f"for {user_name(os.geteuid())} to read and write"
+        f"{error.filename or path}: {error.strerror or error}; everything in the data directory must be as Counterfoil "
+        f"made it, for {user_name(os.geteuid())} to read and write"
     )
 
 

@@ -6,11 +6,12 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 from unittest.mock import patch
 
 import pytest
 
-from counterfoil.errors import LedgerDamaged, LedgerUnusable, LedgerWriteFailed
+from counterfoil.errors import LedgerDamaged, LedgerInUse, LedgerUnusable, LedgerWriteFailed
 from counterfoil.ledger import Ledger
 from counterfoil.ledger.records import FORMAT_VERSION
 from counterfoil.ledger.store import COMMITTED, FACTS, Store
@@ -122,6 +123,38 @@ def test_a_damaged_file_of_the_ledger_is_told(killed: Path, tmp_path: Path, patt
 def test_a_damaged_file_that_the_ledger_does_not_need(killed: Path, tmp_path: Path, pattern: str, damage: str) -> None:
     """Damage of what only helps changes nothing of what the ledger knows."""
     read_whole(damaged_copy(killed, tmp_path, pattern, damage))
+
+
+@pytest.mark.parametrize("mode", ["write", "read"])
+@pytest.mark.parametrize("pattern", ["CURRENT", "MANIFEST-*", "rocksdict-config.json"])
+def test_a_directory_in_a_files_place_is_told(
+    killed: Path, tmp_path: Path, pattern: str, mode: Literal["read", "write"]
+) -> None:
+    """Whoever opens the ledger is told in one line what to look at, also where only reading is wanted."""
+    shutil.copytree(killed / "ledger", tmp_path / "ledger")
+    (file,) = (tmp_path / "ledger").glob(pattern)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(LedgerUnusable, match=r": see that the disk|; everything in the data directory must be"):
+        Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode=mode)
+
+
+def test_a_lock_that_can_not_be_opened_is_nobodys(killed: Path, tmp_path: Path) -> None:
+    """It is not taken for another process, which would be waited for without end."""
+    shutil.copytree(killed / "ledger", tmp_path / "ledger")
+    (tmp_path / "ledger" / "LOCK").unlink(missing_ok=True)
+    (tmp_path / "ledger" / "LOCK").mkdir()
+    with pytest.raises(LedgerUnusable, match="see that the disk can be read") as caught:
+        opened(tmp_path)
+    assert not isinstance(caught.value, LedgerInUse)
+
+
+def test_a_reader_tells_a_current_that_is_no_text(killed: Path, tmp_path: Path) -> None:
+    """Bytes that name no manifest are damage."""
+    shutil.copytree(killed / "ledger", tmp_path / "ledger")
+    (tmp_path / "ledger" / "CURRENT").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(LedgerDamaged, match="CURRENT: names no manifest"):
+        Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
 
 
 def test_a_ledger_whose_log_and_note_are_gone_is_not_begun_anew(killed: Path, tmp_path: Path) -> None:

@@ -64,9 +64,9 @@ class LedgerView:
         """What it holds at this moment; raises LedgerUnusable."""
         if self._ledger_id is None:
             raise LedgerUnusable("the data directory's id is lost")
-        if self._ledger is None:
-            self._ledger = Ledger.open(self._path, self._settings, self._ledger_id, mode="read")
         try:
+            if self._ledger is None:
+                self._ledger = Ledger.open(self._path, self._settings, self._ledger_id, mode="read")
             self._ledger.catch_up()
             return _facts(self._ledger)
         except Exception as problem:

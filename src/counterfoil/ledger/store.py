@@ -54,7 +54,7 @@ from rocksdict import (
 )
 
 from counterfoil.errors import LedgerDamaged, LedgerInUse, LedgerUnusable, LedgerWriteFailed
-from counterfoil.files import DIRECTORY_MODE, FILE_MODE
+from counterfoil.files import DIRECTORY_MODE, FILE_MODE, told_in_a_line
 from counterfoil.ledger.settings import LedgerSettings
 
 Family = NewType("Family", str)
@@ -82,6 +82,11 @@ SPANS_MAX = 100
 
 READ_AT_OPENING_BYTES = MIB
 """How long the log may be when nothing much is written: reading it takes some 25 ms a MiB."""
+
+_HINT = (
+    "see that the disk can be read and all its files are this user's; when that can't help, stop the server and run "
+    "`counterfoil rebuild`"
+)
 
 COMMITTED = "committed"
 _COMMITTED = struct.Struct(">QQ")
@@ -180,7 +185,7 @@ class Store:
             db = self._open_once(AccessType.read_write())
             self._committed = os.open(self._path / COMMITTED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
         except OSError as error:
-            raise LedgerUnusable(f"{self._path}: {error.strerror}") from None
+            raise LedgerUnusable(told_in_a_line(error, self._path)) from None
         return db
 
     def _opened_to_read(self) -> Rdict:
@@ -341,13 +346,16 @@ class Store:
             raise self._unusable(error) from None
 
     def _unusable(self, error: Exception) -> Exception:
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            return LedgerUnusable(told_in_a_line(error, self._path))
         # RocksDB's own errors are plain Exceptions; any other is a bug of ours, to be seen as what it is.
         if type(error) is not Exception:
             return error
-        if "LOCK" in str(error):
+        if "LOCK" in str(error) and "while open" not in str(error):
             return LedgerInUse(f"{self._path}: another process writes this ledger")
-        kind = LedgerDamaged if _is_damage(error) else LedgerUnusable
-        return kind(f"{self._path}: {_said(error)}")
+        if _is_damage(error):
+            return LedgerDamaged(f"{self._path}: {_said(error)}")
+        return LedgerUnusable(f"{self._path}: {_said(error)}: {_HINT}")
 
     def catch_up(self) -> None:
         """Let a reader see the present moment.
@@ -367,13 +375,23 @@ class Store:
                     return
             except FileNotFoundError:
                 continue
+            except LedgerUnusable:
+                raise
             except Exception as error:
                 raise self._unusable(error) from None
         raise LedgerUnusable(f"{self._path}: it changes too fast to be read; try again")
 
     def _manifest(self) -> tuple[str, int]:
-        name = (self._path / "CURRENT").read_text().strip()
-        return name, (self._path / name).stat().st_size
+        """Its name and size. Raises FileNotFoundError, LedgerUnusable where it can't be read."""
+        try:
+            name = (self._path / "CURRENT").read_text("ascii").strip()
+            return name, (self._path / name).stat().st_size
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise LedgerUnusable(told_in_a_line(error, self._path)) from None
+        except ValueError:
+            raise LedgerDamaged(f"{self._path / 'CURRENT'}: names no manifest") from None
 
     # Writing
 
