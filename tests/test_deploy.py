@@ -37,6 +37,12 @@ def test_alerts_say_what_to_do() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_an_alert_compares_series_of_other_labels_on_labels_that_both_have() -> None:
+    """Results "down" and "ok" are never the same series: what is left out where the other is there says on what."""
+    for rule in alerts():
+        assert not re.search(r"\bunless\b(?! on \()", rule["expr"]), rule["alert"]
+
+
 def test_what_is_scraped_is_what_the_alerts_look_at() -> None:
     """The scrape configuration reads these alerts and gives its job the name that they ask for."""
     loaded = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())

@@ -282,7 +282,10 @@ def test_the_page_and_the_metrics_show_what_happened(make_server: MakeServer) ->
 
     text = until(metrics, "the request is counted")
     assert 'counterfoil_rows_total{result="accepted",source="website"} 1.0' in text
-    assert 'counterfoil_delivered_rows_total{destination="lake"} 1.0' in text
+    assert 'counterfoil_delivered_rows{destination="lake"} 1.0' in text
+    for result in ("down", "refused"):
+        assert f'counterfoil_commits_total{{destination="lake",result="{result}"}} 0.0' in text
+    assert 'counterfoil_flushes_total{result="failed"} 0.0' in text
     assert "counterfoil_flushed_rows_total 1.0" in text
     assert server.stop() == 0
 

@@ -163,7 +163,8 @@ def main() -> None:
         if task.ledger_id is None:
             raise LedgerUnusable(ID_LOST)
         ledger = Ledger.open(task.data_dir / "ledger", task.ledger, task.ledger_id, mode="write")
-        metrics = PipelineMetrics(start_metrics(task.metrics_dir, "pipeline"))
+        names = [each.name for each in task.destinations]
+        metrics = PipelineMetrics(start_metrics(task.metrics_dir, "pipeline"), names)
         running.append(make_pipeline(task, task.ledger_id, ledger, metrics, line))
         if stop.is_set():
             return

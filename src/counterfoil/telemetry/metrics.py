@@ -109,7 +109,10 @@ SETTLED_ROWS = _booked(
     "verdict",
 )
 ROUTED = _booked("counterfoil_routed_rows_total", Kind.COUNTER, "New rows meant for a destination.", "destination")
-DELIVERED = _booked("counterfoil_delivered_rows_total", Kind.COUNTER, "Rows delivered to a destination.", "destination")
+# No counter: rows that are replayed or erased leave it, and Prometheus would take that for a new beginning.
+DELIVERED = _booked(
+    "counterfoil_delivered_rows", Kind.GAUGE, "Rows that a destination has taken and should hold.", "destination"
+)
 DEAD = _booked(
     "counterfoil_dead_rows", Kind.GAUGE, "Rows that a destination can't take, kept as dead letters.", "destination"
 )
@@ -221,6 +224,9 @@ class QueueMetrics:
         self._bytes = _counter(FLUSHED_BYTES, registry)
         self._frames = _counter(FLUSHED_FRAMES, registry)
         self._rows = _counter(FLUSHED_ROWS, registry)
+        for result in ("ok", "failed"):
+            # From 0 on: a counter that begins with 1 has not grown to Prometheus, and the first failure is unseen.
+            self._flushes.labels(result)
 
     def flushed(self, flush: Flush) -> None:
         """A flush ended, well or not."""
@@ -235,10 +241,14 @@ class QueueMetrics:
 class PipelineMetrics:
     """What settle and deliver count."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, destinations: Iterable[str]) -> None:
+        """`destinations`: the names of those that are delivered to, counted from 0 on like flushes."""
         self._settle_seconds = _histogram(SETTLE_TIME, registry)
         self._commits = _counter(COMMITS, registry)
         self._commit_seconds = _histogram(COMMIT_TIME, registry)
+        for name in destinations:
+            for result in ("ok", "down", "refused"):
+                self._commits.labels(name, result)
 
     def settled(self, seconds: float) -> None:
         """A group was settled."""
