@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from counterfoil.backfill import BackfillError, Report, Stopped, backfill, dry_run, job_status, load_mapping
+from counterfoil.backfill import BackfillError, Report, Stopped, backfill, dry_run, job, job_status, load_mapping
+from counterfoil.backfill.rejected import RejectedFile, Rejection
 from counterfoil.contract.answers import batch_answer
 from counterfoil.contract.limits import Limits
 from counterfoil.contract.requests import read_batch
 from counterfoil.contract.rows import RowRules, judge_batch
+from counterfoil.files import RealFiles
+from tests.e2e.server import until
 from tests.http_receiver import Received, Receiver, Reply, http_receiver
 
 TOKEN = "t-1"
@@ -110,6 +115,185 @@ def test_a_mended_rejected_file_is_backfilled_like_the_first(tmp_path: Path, api
     report = run(mended, api)
     assert (report.accepted, report.rejected) == (1, 0)
     assert set(api.kept) == {f"d{n}" for n in range(1, 6)}
+
+
+def test_a_mended_record_of_a_table_is_mapped_like_the_first(tmp_path: Path, api: Api) -> None:
+    """Columns that were mapped by their names are mapped again, whatever the rejected file is called by then."""
+    path = tmp_path / "a.csv"
+    path.write_text("event,distinct_id,time,amount\ne,d1,2025-12-31,5\ne,d2,soon,6\n")
+    assert run(path, api).rejected == 1
+    (found,) = rejected(path)
+    assert found["original"] == {"columns": {"event": "e", "distinct_id": "d2", "time": "soon", "amount": "6"}}
+    found["original"]["columns"]["time"] = "still"
+    mended = tmp_path / "mended.ndjson"
+    mended.write_text(json.dumps(found) + '\n{"event":"e","distinctId":"d3","columns":1}\n')
+    assert run(mended, api).rejected == 1
+    again = Path(f"{mended}.rejected.ndjson")
+    again.write_text(again.read_text().replace("still", "2025-12-30"))
+    assert run(again, api).accepted == 1
+    first, second = (json.loads(api.kept[name]) for name in ("d1", "d2"))
+    assert first["time"] - second["time"] == 86_400_000
+    assert second["eventProperties"] == {"amount": "6"}
+
+
+def test_a_mended_rejected_file_is_never_cut(tmp_path: Path, api: Api) -> None:
+    """The same command once more, or another job of the same file, leaves alone what somebody mends."""
+    path = write_rows(tmp_path / "a.ndjson", 5, broken=(2,))
+    run(path, api)
+    mended = tmp_path / "a.ndjson.rejected.ndjson"
+    mended.write_text(mended.read_text().replace('{"distinctId"', '{"event":"e","distinctId"'))
+    text = mended.read_text()
+    assert run(path, api).skipped == 5
+    with pytest.raises(BackfillError, match="holds what an earlier job rejected"):
+        run(path, api, job=tmp_path / "other.backfill")
+    assert mended.read_text() == text
+
+
+def test_a_rejected_file_that_changed_under_a_job_is_not_cut(tmp_path: Path, api: Api) -> None:
+    """Mended too early it is refused; moved away it begins again, and is kept by every later run."""
+    path = write_rows(tmp_path / "a.ndjson", 60, broken=(2, 32, 52))
+
+    def stop_at(count: int) -> None:
+        stop = len(api.batches) + count
+        api.trouble = lambda number, ids: Reply(401) if number == stop else None
+        with pytest.raises(Stopped):
+            run(path, api, in_flight_max=1)
+
+    stop_at(3)
+    file = Path(f"{path}.rejected.ndjson")
+    file.write_text(file.read_text().replace("{", '{"mended":1,', 1))
+    with pytest.raises(BackfillError, match="changed since the job wrote it"):
+        run(path, api)
+    file.rename(tmp_path / "away.ndjson")
+    stop_at(3)
+    assert [one["line"] for one in rejected(path)] == [32]
+    api.trouble = lambda number, ids: None
+    assert run(path, api).is_complete
+    assert [one["line"] for one in rejected(path)] == [32, 52]
+
+
+def test_two_jobs_do_not_write_one_rejected_file(tmp_path: Path, api: Api) -> None:
+    """The second says so and stops; what the first has rejected stays whole."""
+    path = write_rows(tmp_path / "a.ndjson", 40, broken=(3, 33))
+    second: list[BackfillError] = []
+
+    def other_job(number: int, ids: list[str]) -> None:
+        if number == 4:
+            until(lambda: Path(f"{path}.rejected.ndjson").exists(), "the first job rejected a record")
+            with pytest.raises(BackfillError) as caught:
+                run(path, api, job=tmp_path / "second.backfill")
+            second.append(caught.value)
+
+    api.trouble = other_job
+    assert run(path, api, in_flight_max=1).balances
+    assert "holds what an earlier job rejected" in str(second[0])
+    assert [one["line"] for one in rejected(path)] == [3, 33]
+
+
+def test_two_jobs_that_began_together_do_not_write_one_rejected_file(tmp_path: Path) -> None:
+    """Whoever comes second is told while the first still writes, and after it."""
+    first, second, third = (
+        RejectedFile(tmp_path / "a.rejected.ndjson", RealFiles(), 0, is_new=True, are_columns=False) for _ in range(3)
+    )
+    refused = Rejection(1, b"{}", "invalid_event", "no")
+    first.write([refused])
+    with pytest.raises(BackfillError, match="another job writes there"):
+        second.write([refused])
+    first.close()
+    with pytest.raises(BackfillError, match="changed"):
+        third.write([refused])
+    assert len((tmp_path / "a.rejected.ndjson").read_text().splitlines()) == 1
+    second.close()
+    third.close()
+
+
+@pytest.mark.parametrize("name", ["a.ndjson.backfill", "a.ndjson.rejected.ndjson"])
+def test_a_full_disk_stops_the_job_at_once(
+    tmp_path: Path, api: Api, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """What can't be confirmed is not sent on and on; with room again the same command goes on."""
+    monkeypatch.setattr(job, "FLUSH_SECONDS", 0.01)
+    path = write_rows(tmp_path / "a.ndjson", 3000, broken=tuple(range(5, 3000, 10)))
+    disk = FullDisk(name)
+
+    def fill_at_the_fifth(number: int, ids: list[str]) -> None:
+        if number == 5:
+            disk.fill()
+        if number > 20:
+            assert disk.has_refused.wait(30)
+
+    api.trouble = fill_at_the_fifth
+    with pytest.raises(Stopped, match=rf"{name}: can't be written \(No space left on device\)") as caught:
+        run(path, api, files=disk)
+    report = caught.value.report
+    assert report.read == report.accepted + report.rejected + report.unanswered
+    assert len(api.batches) < 100
+    api.trouble = lambda number, ids: None
+    report = run(path, api)
+    assert report.balances
+    assert report.is_complete
+    assert [one["line"] for one in rejected(path)] == list(range(5, 3000, 10))
+
+
+class FullDisk(RealFiles):
+    """From `fill` on a file takes half of what is appended, and then no more."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+        self._is_full = False
+        self.has_refused = threading.Event()
+
+    def fill(self) -> None:
+        self._is_full = True
+
+    def append(self, descriptor: int, data: bytes) -> None:
+        if self._is_full and Path(f"/proc/self/fd/{descriptor}").readlink().name == self._name:
+            super().append(descriptor, data[: len(data) // 2])
+            self.has_refused.set()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().append(descriptor, data)
+
+
+def test_what_stands_before_the_damage_of_a_file_is_sent(tmp_path: Path, api: Api) -> None:
+    """An array that is cut: every whole element is in, and the books balance when the job stops."""
+    path = tmp_path / "a.json"
+    rows = ",".join(json.dumps({"event": "e", "distinctId": f"d{n}"}) for n in range(1, 26))
+    path.write_text(f'[{rows},{{"event"')
+    with pytest.raises(Stopped, match="ends early or is damaged after its element 25") as caught:
+        run(path, api)
+    report = caught.value.report
+    assert (report.read, report.accepted, report.unanswered, report.is_complete) == (25, 25, 0, False)
+    assert len(api.kept) == 25
+
+
+def test_counts_are_told_while_the_server_answers_nothing(tmp_path: Path, api: Api) -> None:
+    """A person sees retries, and not a bar that stands still."""
+    api.trouble = lambda number, ids: Reply(503)
+    told: list[int] = []
+    with pytest.raises(Stopped):
+        run(
+            write_rows(tmp_path / "a.ndjson", 10),
+            api,
+            patience_seconds=1.0,
+            observe=lambda tally: told.append(tally.retries),
+        )
+    assert max(told) > 0
+
+
+def test_a_pattern_leaves_out_what_the_job_writes(tmp_path: Path, api: Api) -> None:
+    """A pattern that fits the rejected files, too, names the same job when it goes on."""
+    for name in ("a.ndjson", "b.ndjson"):
+        write_rows(tmp_path / name, 5, broken=(2,))
+
+    def once() -> Report:
+        return asyncio.run(backfill([str(tmp_path / "*.ndjson")], to=api.to, token=TOKEN))
+
+    assert once().rejected == 2
+    assert (tmp_path / "b.ndjson.rejected.ndjson").exists()
+    assert once().skipped == 10
+    with pytest.raises(BackfillError, match="named twice"):
+        asyncio.run(backfill([str(tmp_path / "a.ndjson")] * 2, to=api.to, token=TOKEN))
 
 
 def test_rows_that_failed_in_the_queue_are_sent_again_alone(tmp_path: Path, api: Api) -> None:

@@ -25,8 +25,8 @@ from counterfoil.backfill.journal import (
 )
 from counterfoil.backfill.mapping import Mapping
 from counterfoil.backfill.reading import STANDARD_INPUT, Format, Input, Records, find_inputs, read_records
-from counterfoil.backfill.rejected import RejectedFile, Rejection, rejected_path
-from counterfoil.backfill.rows import RowMaker, row_maker
+from counterfoil.backfill.rejected import RejectedFile, Rejection, rejected_paths
+from counterfoil.backfill.rows import RowMaker, is_self_describing, row_maker
 from counterfoil.backfill.sending import BatchSender, Window, fetch_limits
 from counterfoil.contract.limits import Limits
 from counterfoil.files import Files, RealFiles
@@ -41,7 +41,7 @@ JOURNAL_SUFFIX = ".backfill"
 
 
 class Report(msgspec.Struct, frozen=True):
-    """What a run did: read = accepted + rejected + skipped."""
+    """What a run did: read = accepted + rejected + skipped, and unanswered where it stopped before its end."""
 
     read: int
     accepted: int
@@ -54,6 +54,8 @@ class Report(msgspec.Struct, frozen=True):
     seconds: float
     rejected_files: tuple[str, ...]
     is_complete: bool
+    unanswered: int = 0
+    """Records that were read and are not confirmed; the job goes on with them."""
 
     @property
     def balances(self) -> bool:
@@ -113,7 +115,7 @@ async def backfill(
 ) -> Report:
     """Send the records of files to the server at the base URL `to`, or go on with that.
 
-    `job` is the journal; None is beside the first file. `observe` is called after each batch that is confirmed.
+    `job` is the journal; None is beside the first file. `observe` is called regularly, with the counts so far.
     Raises BackfillError before anything was sent, Stopped later on; the journal knows what is confirmed.
     """
     inputs = find_inputs(paths, format_name)
@@ -177,6 +179,7 @@ class _Run:
         self._observe = observe
         self._tally = Tally()
         self._waiting: list[tuple[Confirmed, list[Rejection]]] = []
+        self._can_flush = True
 
     async def run(self, batch_rows: int, in_flight_max: int, patience_seconds: float) -> Report:
         began = time.monotonic()
@@ -188,11 +191,7 @@ class _Run:
         with ExitStack() as stack:
             self._journal = Journal.open(self._job, facts, self._files)
             stack.callback(self._journal.close)
-            kept = self._journal.progress.rejected_bytes
-            self._rejected = [
-                RejectedFile(rejected_path(one, self._job), self._files, kept[index])
-                for index, one in enumerate(self._inputs)
-            ]
+            self._rejected = self._open_rejected()
             for rejected in self._rejected:
                 stack.callback(rejected.close)
             async with connections:
@@ -207,20 +206,44 @@ class _Run:
     async def _send_all(self, limits: Limits, batch_rows: int, in_flight_max: int) -> None:
         bytes_max = min(BATCH_BYTES_MAX, limits.body_bytes_max // 2)
         places = asyncio.Semaphore(in_flight_max)
-        flusher = asyncio.create_task(self._flush_regularly())
+        unreadable: BackfillError | None = None
         try:
             async with asyncio.TaskGroup() as group:
-                for batch in self._batches(batch_rows, bytes_max):
+                flusher = group.create_task(self._flush_regularly())
+                try:
+                    for batch in self._batches(batch_rows, bytes_max):
+                        await places.acquire()
+                        group.create_task(self._send(batch, places))
+                except BackfillError as error:
+                    # What could be read is sent all the same.
+                    unreadable = error
+                for _ in range(in_flight_max):
                     await places.acquire()
-                    group.create_task(self._send(batch, places))
+                flusher.cancel()
         except BaseExceptionGroup as several:
             raise _first(several) from None
         finally:
-            flusher.cancel()
             self._flush()
+            self._observe(self._tally)
+        if unreadable is not None:
+            raise unreadable
         for index, read in enumerate(self._read_counts):
             self._journal.append(Confirmed(index, read=read))
         self._journal.flush()
+
+    def _open_rejected(self) -> list[RejectedFile]:
+        progress = self._journal.progress
+        opened = []
+        for index, path in enumerate(rejected_paths(self._inputs, self._job)):
+            kept_bytes = progress.rejected_bytes[index]
+            if progress.is_complete and path.exists():
+                # It is whole, and may be mended meanwhile: nothing is to be cut.
+                kept_bytes = path.stat().st_size
+            are_columns = self._mapping is None and not is_self_describing(self._inputs[index])
+            opened.append(
+                RejectedFile(path, self._files, kept_bytes, is_new=self._journal.is_new, are_columns=are_columns)
+            )
+        return opened
 
     async def _send(self, batch: Batch, places: asyncio.Semaphore) -> None:
         try:
@@ -244,12 +267,16 @@ class _Run:
         while True:
             await asyncio.sleep(FLUSH_SECONDS)
             self._flush()
+            self._observe(self._tally)
 
     def _flush(self) -> None:
         """Confirm the batches that are answered: their rejections first, then the journal, in the same order."""
+        self._tally.retries = self._sender.retries
         waiting, self._waiting = self._waiting, []
-        if not waiting:
+        if not waiting or not self._can_flush:
             return
+        # After a failure nothing is written behind what may stand there in part: the next run cuts it first.
+        self._can_flush = False
         for index, rejected in enumerate(self._rejected):
             rejected.write([one for entry, found in waiting if entry.input == index for one in found])
         for entry, _ in waiting:
@@ -260,8 +287,7 @@ class _Run:
             self._tally.accepted += entry.accepted
             self._tally.rejected += entry.rejected
             self._tally.repeated += entry.repeated
-        self._tally.retries = self._sender.retries
-        self._observe(self._tally)
+        self._can_flush = True
 
     def _batches(self, batch_rows: int, bytes_max: int) -> Iterator[Batch]:
         self._read_counts = [0] * len(self._inputs)
@@ -272,19 +298,23 @@ class _Run:
     def _batches_of(self, index: int, source: Input, make: RowMaker, batcher: Batcher) -> Iterator[Batch]:
         # True repeats are counted from the file's beginning, so records that are confirmed must be made, too.
         makes_confirmed = self._mapping is not None and self._mapping.counts_repeats
-        for run in read_records(source):
-            for records, is_confirmed in self._by_confirmation(index, run):
-                self._tally.read += len(records)
-                self._read_counts[index] += len(records)
-                self._tally.read_bytes += sum(map(len, records.originals)) + len(records)
-                if not is_confirmed:
-                    yield from batcher.add(records)
-                    continue
-                self._tally.skipped += len(records)
-                # A batch is one run of records: what is confirmed may not lie within it.
-                yield from batcher.rest()
-                if makes_confirmed:
-                    make(records.originals)
+        try:
+            for run in read_records(source):
+                for records, is_confirmed in self._by_confirmation(index, run):
+                    self._tally.read += len(records)
+                    self._read_counts[index] += len(records)
+                    self._tally.read_bytes += sum(map(len, records.originals)) + len(records)
+                    if not is_confirmed:
+                        yield from batcher.add(records)
+                        continue
+                    self._tally.skipped += len(records)
+                    # A batch is one run of records: what is confirmed may not lie within it.
+                    yield from batcher.rest()
+                    if makes_confirmed:
+                        make(records.originals)
+        except BackfillError:
+            yield from batcher.rest()
+            raise
         yield from batcher.rest()
 
     def _by_confirmation(self, index: int, records: Records) -> Iterator[tuple[Records, bool]]:
@@ -309,6 +339,7 @@ class _Run:
             seconds=time.monotonic() - began,
             rejected_files=tuple(str(one.path) for one in self._rejected if one.path.exists() and one.size_bytes),
             is_complete=self._journal.progress.is_complete,
+            unanswered=tally.read - tally.accepted - tally.rejected - tally.skipped,
         )
 
 

@@ -10,8 +10,8 @@ One JSON object a line, appended. The first says what the job is; each other one
 
 `first` and `last` are numbers of records, ends included; `repeated` is how many of its rows were sent more than once,
 `bytes` the length of the originals; `rejected_bytes` is the length of the input's rejected file once the batch's
-rejected records stand in it, flushed: going on with the job cuts what lies behind it. The last form says that an
-input was read to its end. A torn last line, as a crash leaves it, is cut.
+rejected records stand in it, flushed: going on with the job cuts what lies behind the last one. The last form says
+that an input was read to its end. A torn last line, as a crash leaves it, is cut.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.fs
 import xxhash
 
-from counterfoil.backfill.errors import BackfillError
+from counterfoil.backfill.errors import BackfillError, writing
 from counterfoil.backfill.reading import Input
 from counterfoil.files import Files
 
@@ -96,7 +96,7 @@ class Progress:
         self.repeated[entry.input] += entry.repeated
         self.bytes[entry.input] += entry.bytes
         self.recent.append((entry.at_ms, entry.accepted + entry.rejected))
-        self.rejected_bytes[entry.input] = max(self.rejected_bytes[entry.input], entry.rejected_bytes)
+        self.rejected_bytes[entry.input] = entry.rejected_bytes
         runs = self._runs[entry.input]
         at = bisect_right(runs, (entry.first, entry.last))
         runs.insert(at, (entry.first, entry.last))
@@ -125,9 +125,11 @@ class Progress:
 class Journal:
     """A journal that is open for writing; `append` gathers, `flush` makes it count."""
 
-    def __init__(self, path: Path, descriptor: int, files: Files, progress: Progress) -> None:
+    def __init__(self, path: Path, descriptor: int, files: Files, progress: Progress, is_new: bool) -> None:
         self.path = path
         self.progress = progress
+        self.is_new = is_new
+        """No earlier run began this job."""
         self._descriptor = descriptor
         self._files = files
         self._gathered: list[Confirmed] = []
@@ -139,17 +141,18 @@ class Journal:
         Raises BackfillError when another process holds it, or when it is another job's: another target, mapping or
         list of files, or a file that changed.
         """
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        with writing(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             _lock(path, descriptor)
             begun, progress, good_bytes = _read(path, facts)
-            os.ftruncate(descriptor, good_bytes)
-            journal = cls(path, descriptor, files, progress)
-            if begun is None:
-                files.append(descriptor, _ENCODER.encode(facts) + b"\n")
-                files.fdatasync(descriptor)
-                files.sync_dir(path.parent)
-            return journal
+            with writing(path):
+                os.ftruncate(descriptor, good_bytes)
+                if begun is None:
+                    files.append(descriptor, _ENCODER.encode(facts) + b"\n")
+                    files.fdatasync(descriptor)
+                    files.sync_dir(path.parent)
+            return cls(path, descriptor, files, progress, begun is None)
         except BaseException:
             os.close(descriptor)
             raise
@@ -159,12 +162,13 @@ class Journal:
         self._gathered.append(entry)
 
     def flush(self) -> None:
-        """Make what was gathered durable; only then it is progress."""
+        """Make what was gathered durable; only then it is progress. Raises BackfillError where the disk refuses."""
         gathered, self._gathered = self._gathered, []
         if not gathered:
             return
-        self._files.append(self._descriptor, b"".join(_ENCODER.encode(entry) + b"\n" for entry in gathered))
-        self._files.fdatasync(self._descriptor)
+        with writing(self.path):
+            self._files.append(self._descriptor, b"".join(_ENCODER.encode(entry) + b"\n" for entry in gathered))
+            self._files.fdatasync(self._descriptor)
         for entry in gathered:
             self.progress.add(entry)
 

@@ -49,6 +49,7 @@ TABLE_ROWS = 4096
 RECORD_BYTES_MAX = 64 * 1024 * 1024
 """A line without an end would be read until memory is full."""
 STANDARD_INPUT = "-"
+REJECTED_SUFFIX = ".rejected.ndjson"
 
 _SUFFIXES: dict[str, Format] = {
     ".ndjson": "ndjson",
@@ -62,6 +63,7 @@ _SUFFIXES: dict[str, Format] = {
     ".feather": "arrow",
 }
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+_UNREADABLE = (OSError, pa.ArrowException, EOFError, ValueError, OverflowError)
 _WRAPPER = {"line", "code", "message", "original"}
 _WRAPPED = b'{"line":'
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -101,19 +103,23 @@ class Input(msgspec.Struct, frozen=True):
 def find_inputs(paths: list[str], format_name: Format | None = None) -> list[Input]:
     """The files that paths, patterns and addresses name, in order.
 
-    Raises BackfillError when one names nothing, or when a file's format can't be told from its name.
+    The rejected file of one that is named, too, is left out: the job itself writes it. Raises BackfillError when a
+    path names nothing, when a file is named twice, or when its format can't be told from its name.
     """
-    found: list[Input] = []
-    for path in paths:
-        found += [_input(one, format_name) for one in _expanded(path)]
-    return found
+    expanded = [one for path in paths for one in _expanded(path)]
+    written = {f"{path}{REJECTED_SUFFIX}" for path in expanded}
+    found = [path for path in expanded if path not in written]
+    for path in found:
+        if found.count(path) > 1:
+            raise BackfillError(f"{path}: named twice")
+    return [_input(path, format_name) for path in found]
 
 
 def read_records(source: Input) -> Iterator[Records]:
     """The records of a file in order, in runs. Raises BackfillError when it can't be read as what it is."""
     try:
         yield from _READERS[source.format](source)
-    except (OSError, pa.ArrowException, EOFError, ValueError, OverflowError) as error:
+    except _UNREADABLE as error:
         raise BackfillError(
             f"{source.path}: can't be read to its end as {source.format} ({type(error).__name__}): is it whole?"
         ) from None
@@ -148,7 +154,8 @@ def _input(path: str, format_name: Format | None) -> Input:
     system, inner = _file_system(path)
     facts = system.get_file_info(inner)
     if facts.type != pa.fs.FileType.File:
-        raise BackfillError(f"{path}: no such file")
+        is_directory = facts.type == pa.fs.FileType.Directory
+        raise BackfillError(f"{path}: {'a directory; name its files' if is_directory else 'no such file'}")
     return Input(path, chosen, facts.size, facts.mtime_ns or 0)
 
 
@@ -260,13 +267,17 @@ def _gathered(records: Iterable[tuple[int, bytes]]) -> Iterator[Records]:
     numbers: list[int] = []
     originals: list[bytes] = []
     size_bytes = 0
-    for number, original in records:
-        numbers.append(number)
-        originals.append(original)
-        size_bytes += len(original)
-        if size_bytes >= CHUNK_BYTES or len(numbers) == GATHERED_RECORDS:
-            yield Records(numbers, originals)
-            numbers, originals, size_bytes = [], [], 0
+    try:
+        for number, original in records:
+            numbers.append(number)
+            originals.append(original)
+            size_bytes += len(original)
+            if size_bytes >= CHUNK_BYTES or len(numbers) == GATHERED_RECORDS:
+                yield Records(numbers, originals)
+                numbers, originals, size_bytes = [], [], 0
+    except (BackfillError, *_UNREADABLE):
+        yield Records(numbers, originals)
+        raise
     yield Records(numbers, originals)
 
 

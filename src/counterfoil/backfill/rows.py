@@ -42,7 +42,7 @@ def row_maker(source: Input, mapping: Mapping | None) -> Iterator[RowMaker]:
     Without a mapping, JSON records are rows already and tables are mapped by the names of their columns.
     """
     fault = _NOT_READ.get(source.format, "not a JSON object")
-    if mapping is None and source.format in _SELF_DESCRIBING:
+    if mapping is None and is_self_describing(source):
         yield _as_they_are
     elif mapping is not None and mapping.counts_repeats:
         with tempfile.TemporaryDirectory(prefix="counterfoil-repeats-") as directory:
@@ -55,6 +55,11 @@ def row_maker(source: Input, mapping: Mapping | None) -> Iterator[RowMaker]:
         yield _each(_columns_to_row(Mapper(mapping, lambda _: 0).row, fault))
     else:
         yield _each(_columns_to_row(_by_names(), fault))
+
+
+def is_self_describing(source: Input) -> bool:
+    """Whether its records may be rows as they are."""
+    return source.format in _SELF_DESCRIBING
 
 
 class _RowFault(Exception):
@@ -83,7 +88,7 @@ def _each(row_of: _RowOf) -> RowMaker:
 def _as_they_are(originals: list[bytes]) -> Made:
     try:
         # Nearly always all are good, and a look at each in a loop of Python costs more than the check.
-        deque(map(_object_decoder.decode, originals), maxlen=0)
+        deque(map(_row_decoder.decode, originals), maxlen=0)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return _each_as_it_is(originals)
     return Made(originals, {})
@@ -92,6 +97,8 @@ def _as_they_are(originals: list[bytes]) -> Made:
 def _as_it_is(original: bytes) -> bytes:
     try:
         _object_decoder.decode(original)
+        if b'"columns"' in original and _brings_columns_back(original):
+            return _columns_to_row(_by_names(), "not columns of a table")(original)
     except RecursionError:
         raise _RowFault("nested too deep") from None
     except msgspec.ValidationError:
@@ -104,12 +111,25 @@ def _as_it_is(original: bytes) -> bytes:
 _each_as_it_is = _each(_as_it_is)
 
 
+def _brings_columns_back(original: bytes) -> bool:
+    try:
+        return _is_wrapped(_columns_decoder.decode(original))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+
+
+def _is_wrapped(columns: Columns) -> bool:
+    """Whether they are the columns of a table as a rejected file has them (see there)."""
+    return columns.keys() == {"columns"} and isinstance(columns["columns"], dict)
+
+
 def _columns_to_row(row: Callable[[Columns], dict[str, Any]], fault: str) -> _RowOf:
     """Maps originals; `fault` tells of one that holds no columns."""
 
     def row_of(original: bytes) -> bytes:
         try:
-            return encode_record(row(_columns_decoder.decode(original)))
+            columns: Columns = _columns_decoder.decode(original)
+            return encode_record(row(columns["columns"] if _is_wrapped(columns) else columns))
         except MappingFault as found:
             raise _RowFault(str(found)) from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -159,5 +179,12 @@ class _AnyObject(msgspec.Struct, gc=False):
     """
 
 
+class _AnyRow(_AnyObject, gc=False):
+    """The same, without columns of a table that a rejected file may bring back: those deserve a second look."""
+
+    columns: None = None
+
+
 _object_decoder = msgspec.json.Decoder(_AnyObject)
+_row_decoder = msgspec.json.Decoder(_AnyRow)
 _columns_decoder = msgspec.json.Decoder(dict)

@@ -180,6 +180,7 @@ def _print_report(report: Report, as_json: bool) -> None:
     print_line(
         f"read {report.read:,} = accepted {report.accepted:,} + rejected {report.rejected:,} + "
         f"skipped {report.skipped:,} (confirmed by an earlier run)"
+        + (f" + unanswered {report.unanswered:,} (the same command goes on with them)" if report.unanswered else "")
     )
     print_line(
         f"{report.repeated:,} rows sent again, {report.retries:,} retries, {report.seconds:.1f} s, {rate:,.0f} rows/s"
