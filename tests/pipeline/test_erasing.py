@@ -724,6 +724,14 @@ def test_a_destination_that_is_given_up(house: House) -> None:
     assert sorted(house.lake.ids()) == ["a", "b", PERSON]
     assert house.erasure().destinations["lake"].state is ErasureState.GIVEN_UP
     assert house.shown("lake") == (3, 2, 0, 1, 0)
+    found = audit(house.ledger, house.queue, {"lake": house.lake.held})
+    assert [each.kind for each in found.differences] == [DifferenceKind.ROW_SURPLUS]
+    # It came back after all, and what the audit tells is mended by a second order.
+    house.order(ALICE, UUID(int=6))
+    house.erase_and_deliver()
+    assert sorted(house.lake.ids()) == ["a", "b"]
+    assert house.shown("lake") == (3, 2, 0, 1, 0)
+    house.assert_balanced()
 
 
 def test_a_destination_that_is_given_up_while_it_is_asked(house: House) -> None:
