@@ -11,7 +11,7 @@ import pytest
 
 from counterfoil.aside import FileNote
 from counterfoil.destinations.delta_log import is_whole
-from counterfoil.errors import DestinationRefused
+from counterfoil.errors import DestinationDown, DestinationRefused
 from tests.destinations.lake import Clock, data_files, lake, log_path, newest_entry, seqs, table
 from tests.destinations.making import ROWS_A_GROUP, delivery
 
@@ -234,3 +234,13 @@ def test_no_value_of_a_person_stands_in_the_log(tmp_path: Path) -> None:
     }
     destination.deliver(delivery(1, **fields))
     assert "secret" not in newest_entry(tmp_path).read_text()
+
+
+def test_a_log_entry_that_can_not_be_read_is_named(tmp_path: Path) -> None:
+    """What the system does not let read is told with the file's name, and tried again."""
+    deliver(tmp_path, 1, 2)
+    entry = newest_entry(tmp_path)
+    entry.unlink()
+    entry.mkdir()
+    with pytest.raises(DestinationDown, match=f"{entry}: Is a directory"):
+        lake(tmp_path).open()

@@ -81,4 +81,5 @@ def problem_of(address: TableAddress, error: Exception) -> DestinationError:
     if address.path is None:
         return DestinationDown(f"{address}: store_unreachable: no answer, or one that can't be used: see the store")
     told_by_system = error.strerror if isinstance(error, OSError) else None
-    return DestinationDown(f"{address}: {told_by_system or type(error).__name__}")
+    file = error.filename if isinstance(error, OSError) else None
+    return DestinationDown(f"{file or address}: {told_by_system or type(error).__name__}")
