@@ -61,7 +61,7 @@ class ServerUnderTest:
         self._patience_seconds = patience_seconds
         self.token = f"selftest-{secrets.token_urlsafe(24)}"
         self.config = directory / "counterfoil.toml"
-        self._port, self._console_port = _free_port(), _free_port()
+        self._port, self._console_port = _free_ports(2)
         self._process: subprocess.Popen[bytes] | None = None
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.config.write_text(
@@ -252,13 +252,16 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("COUNTERFOIL_")}
 
 
-def _free_port() -> int:
-    """A port nobody listens on, outside the range from which the kernel takes ports for outgoing connections."""
-    while True:
-        port = 20_000 + secrets.randbelow(12_000)
-        with socket.socket() as tried, contextlib.suppress(OSError):
-            tried.bind(("127.0.0.1", port))
-            return port
+def _free_ports(count: int) -> list[int]:
+    """Ports nobody listens on, no two alike, outside the range from which the kernel takes those of connections."""
+    ports: list[int] = []
+    with contextlib.ExitStack() as held:
+        while len(ports) < count:
+            port = 20_000 + secrets.randbelow(12_000)
+            with contextlib.suppress(OSError):
+                held.enter_context(socket.socket()).bind(("127.0.0.1", port))
+                ports.append(port)
+    return ports
 
 
 def _children_of(pid: int) -> list[int]:
