@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from counterfoil.contract.facts import Verdict, key_hashes, key_prefix
 from counterfoil.destinations.interface import Delivery, Destination
+from counterfoil.failpoints import reach
 from counterfoil.files import Files
 from counterfoil.ledger import (
     ROWS_A_GROUP_MAX,
@@ -132,6 +133,7 @@ def rebuild(
     held = HeldKeys.open(places.work / "held", settings)
     try:
         tell("Asking the destinations what they hold")
+        reach("rebuild.asking")
         asked = _ask(held, named)
         first = _first_group(places.ledger, settings, asked)
         ledger = Ledger.begin_after(places.new, settings, ledger_id, GroupNumber(first - 1))
@@ -228,6 +230,7 @@ def _fill(
     for name, each in asked.items():
         if each.can_be_asked:
             tell(f"Comparing with {name}")
+            reach("rebuild.comparing")
             _claim_held(ledger, held, each, name, source, last, clock_ms())
         elif assume_delivered:
             _claim_all(ledger, name, source, last, clock_ms())
@@ -243,6 +246,7 @@ def _fill(
             # Empty: it holds these rows, under the numbers of the old ledger.
             destination.deliver(Delivery(first, rebuilt_to, []))
         destination.close()
+    reach("rebuild.moved")
     books = ledger.books()
     return Rebuilt(
         sources=books.sources,
