@@ -10,7 +10,7 @@ SDKS := $(SDK_VERSIONS:%=.sdk/%/.ready)
 COMPILED := $(VENV)/.compiled
 
 .DEFAULT_GOAL := help
-.PHONY: damage help run test check docs format demo bench crash powercut diskfaults backfill-campaign fuzz overload audit-dependencies conformance lock clean
+.PHONY: damage help run test search check docs format demo bench crash powercut diskfaults backfill-campaign fuzz overload audit-dependencies conformance lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -23,6 +23,9 @@ test: $(COMPILED) $(SDKS) ## Set everything up and pass the tests
 	@tests/install-components
 	@$(BIN)/python -m compileall -q src tests
 	@$(BIN)/pytest -n auto --dist worksteal $(ARGS)
+
+search: $(COMPILED) ## Try the tests of properties with new random examples
+	@$(BIN)/pytest -n auto --dist worksteal -m hypothesis --hypothesis-profile=search $(ARGS)
 
 check: $(READY) ## Lint, types, import rules and links of the docs
 	@$(BIN)/ruff check .

@@ -6,14 +6,14 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from counterfoil.queue.frame import sealed_bytes
 from tests.faults.disk import Tree
 from tests.queue.drafts import draft
 from tests.queue.lives import life, overwrite, quarantined, read_all, segment_path
-from tests.queue.test_crash_states import MEMORY
+from tests.queue.test_crash_states import MEMORY, UNTIMED
 
 SEGMENTS = 4
 NAMES = [f"frame-{i:03}" for i in range(60)]
@@ -74,7 +74,7 @@ def do(path: Path, harm: Harm) -> range:
 
 
 @given(done=st.lists(harms, max_size=6), small=st.none() | small_harms)
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=150, suppress_health_check=UNTIMED)
 def test_what_is_left_is_read(
     written: Written,
     done: list[tuple[int, Harm]],

@@ -19,6 +19,8 @@ from tests.queue.lives import Life, life, read_all, reader
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where flushes cost nothing: what a power cut leaves is computed here, no disk takes part."""
 
+UNTIMED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
 counts = st.integers(0, 10_000)
 seeds = st.integers(0, 2**32)
 
@@ -101,7 +103,7 @@ def test_every_prefix_of_what_was_done(recorded: RecordingFiles, keep: Callable[
     again=st.integers(0, 200),
     seed_again=st.integers(0, 2**32),
 )
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=150, suppress_health_check=UNTIMED)
 def test_cuts_that_keep_a_part_and_cut_the_recovery_too(
     recorded: RecordingFiles, count: int, seed: int, again: int, seed_again: int
 ) -> None:
@@ -122,7 +124,7 @@ def test_cuts_that_keep_a_part_and_cut_the_recovery_too(
 
 
 @given(count=counts, seed=seeds)
-@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=100, suppress_health_check=UNTIMED)
 def test_what_a_reader_saw_outlives_a_cut(recorded: RecordingFiles, count: int, seed: int) -> None:
     """Whatever lay below the published offset at the cut is there after it, at the same place (I3)."""
     count %= len(recorded.record) + 1
