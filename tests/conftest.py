@@ -6,10 +6,11 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-OF_A_SHELL = ("COUNTERFOIL_", "AWS_", "PG", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "COLUMNS", "LINES")
+SETTINGS = ("COUNTERFOIL_", "AWS_", "PG", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+LOOKS = ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "PY_COLORS", "GITHUB_ACTIONS")
 """How the names of variables begin that would settle for whoever runs the tests what a test means to settle."""
 
-for name in [name for name in os.environ if name.upper().startswith(OF_A_SHELL)]:
+for name in [name for name in os.environ if name.upper().startswith(SETTINGS + LOOKS)]:
     del os.environ[name]
 os.umask(0o022)
 

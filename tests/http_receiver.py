@@ -93,11 +93,16 @@ class Receiver:
             return reply
 
     @property
-    def taken(self) -> list[int]:
-        """The seqs of the rows of all requests that were answered with success."""
+    def taken_rows(self) -> list[dict[str, Any]]:
+        """The rows of all requests that were answered with success."""
         with self._lock:
             answered = list(zip(self.received, self.replies, strict=True))
-        return [row["seq"] for request, reply in answered if 200 <= reply.status < 300 for row in request.rows]
+        return [row for request, reply in answered if 200 <= reply.status < 300 for row in request.rows]
+
+    @property
+    def taken(self) -> list[int]:
+        """Their seqs."""
+        return [row["seq"] for row in self.taken_rows]
 
     def close(self) -> None:
         """Stop listening."""

@@ -19,9 +19,12 @@ from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
-from tests.e2e.server import free_port, until
+from tests.e2e.server import until
+from tests.ports import free_port
 
 RULES = "/_rules"
+HOLD_SECONDS = 60
+"""Not for ever: who waits with every thread of his process can't say that it is enough."""
 
 
 class ObjectStore:
@@ -56,7 +59,8 @@ class ObjectStore:
 
     def meddle(self, **rules: Any) -> None:
         """From now on: `kill` a process at the `nth` PUT whose path ends with `suffix`, `when` "before" or "after" it
-        is carried out; wait `delay` seconds before each PUT; with `knows_keys` false know no key."""
+        is carried out; with `holds` true carry out no PUT until meddled with anew, or for HOLD_SECONDS; with
+        `knows_keys` false know no key."""
         self._ask("POST", RULES, json.dumps(rules).encode())
 
     def requests(self) -> list[str]:
@@ -81,7 +85,7 @@ class ObjectStore:
 
     def _ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> bytes:
         request = urllib.request.Request(f"{self.url}{path}", data=body, method=method, headers=headers or {})
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             read: bytes = answer.read()
             return read
 
@@ -117,7 +121,7 @@ class _Meddling:
         self._requests.append(f"{method} {path}")
         is_meant = method == "PUT" and path.endswith(self._rules.get("suffix", ""))
         if is_meant:
-            time.sleep(self._rules.get("delay", 0))
+            self._hold()
             self._end("before")
         body: Iterable[bytes] = list(self._application(environ, start_response))
         if is_meant:
@@ -133,6 +137,11 @@ class _Meddling:
             settings.INITIAL_NO_AUTH_ACTION_COUNT = float("inf") if self._rules.get("knows_keys", True) else 0
         start_response("200 OK", [("content-type", "application/json")])
         return [json.dumps(self._requests).encode()]
+
+    def _hold(self) -> None:
+        until = time.monotonic() + HOLD_SECONDS
+        while self._rules.get("holds") and time.monotonic() < until:
+            time.sleep(0.01)
 
     def _end(self, when: str) -> None:
         with self._lock:

@@ -54,7 +54,7 @@ class PostgresServer:
         command += ["-c", f"fsync={self._fsync}"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for attempt in stamina.retry_context(
-            on=psycopg.OperationalError, attempts=200, timeout=60, wait_initial=0.05, wait_max=0.2
+            on=psycopg.OperationalError, attempts=2000, timeout=120, wait_initial=0.05, wait_max=0.2
         ):
             with attempt, psycopg.connect(self.dsn()):
                 pass

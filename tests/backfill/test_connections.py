@@ -16,6 +16,7 @@ from counterfoil.backfill.connections import Connections, Response
 from counterfoil.backfill.errors import BackfillError
 from tests.certificate import make_certificate
 from tests.http_receiver import Reply, http_receiver
+from tests.ports import free_port
 
 PROXY_NAMES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 LARGE = b"x" * 16 * 1024 * 1024
@@ -136,9 +137,7 @@ def test_what_is_no_whole_response_is_none(said: bytes) -> None:
 
 def test_a_server_that_is_not_there_is_none() -> None:
     """It may come back."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    assert requested(f"http://127.0.0.1:{port}", b"{}") == [None]
+    assert requested(f"http://127.0.0.1:{free_port()}", b"{}") == [None]
 
 
 def test_leaving_cuts_what_is_under_way() -> None:

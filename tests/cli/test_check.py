@@ -11,6 +11,7 @@ import pytest
 
 from counterfoil.datadir import DataDir, Part
 from tests.cli.calling import call, complaint, facts
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -22,13 +23,7 @@ def home(tmp_path: Path) -> Path:
 
 def free_ports() -> dict[str, str]:
     """Settings by which gateway and console have ports that nobody uses."""
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return {
-            "COUNTERFOIL_GATEWAY__PORT": str(one.getsockname()[1]),
-            "COUNTERFOIL_CONSOLE__PORT": str(other.getsockname()[1]),
-        }
+    return {"COUNTERFOIL_GATEWAY__PORT": str(free_port()), "COUNTERFOIL_CONSOLE__PORT": str(free_port())}
 
 
 def problems(found: Any) -> list[str]:

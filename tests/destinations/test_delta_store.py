@@ -413,11 +413,12 @@ class TestFailures:
         """While a delivery waits for the store's answer, other threads of the process go on."""
         destination = lake()
         destination.open()
-        store.meddle(delay=3)
+        store.meddle(holds=True)
         thread = threading.Thread(target=destination.deliver, args=(delivery(1),))
         thread.start()
         until(lambda: any(each.startswith("PUT") for each in store.requests()) or None, "a PUT that waits")
         assert thread.is_alive()
+        store.meddle()
         thread.join()
         assert held_seqs(destination) == [ROWS_A_GROUP, ROWS_A_GROUP + 1, ROWS_A_GROUP + 2]
 

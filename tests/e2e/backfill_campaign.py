@@ -25,7 +25,8 @@ import msgspec
 import numpy as np
 from deltalake import DeltaTable
 
-from tests.e2e.server import POLL_SECONDS, TOKEN, Server, clean_environment, command, free_port, running, until
+from tests.e2e.server import POLL_SECONDS, TOKEN, Server, clean_environment, command, running, until
+from tests.ports import free_port
 
 BROKEN_EVERY = 100
 REPEATED_EVERY = 100

@@ -39,7 +39,9 @@ def what_a_server_says(server: Server) -> dict[str, str]:
     """All that a running server shows of itself to operators, by where it stands."""
     said = {"log": server.log_path.read_text(), "audit": server.run("audit", "--json")}
     for path in ("/", "/api/status", "/metrics", "/readyz"):
-        said[f"console {path}"] = httpx.get(f"http://127.0.0.1:{server.console_port}{path}", trust_env=False).text
+        said[f"console {path}"] = httpx.get(
+            f"http://127.0.0.1:{server.console_port}{path}", trust_env=False, timeout=60
+        ).text
     for pid in server.pids():
         for kind in ("cmdline", "environ"):
             said[f"process {pid} {kind}"] = Path(f"/proc/{pid}/{kind}").read_bytes().decode(errors="replace")

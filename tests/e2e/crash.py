@@ -151,7 +151,9 @@ class Persons:
         events = [{"event": event, "distinctId": name} for event in ("a", "a", "b")]
         for _ in range(2):
             with contextlib.suppress(httpx.HTTPError):
-                httpx.post(f"{server.url}/batch", json={"token": server.token, "events": events}, trust_env=False)
+                httpx.post(
+                    f"{server.url}/batch", json={"token": server.token, "events": events}, trust_env=False, timeout=60
+                )
             time.sleep(chance.uniform(0.0, 0.5))
         self._sent.append(name)
         # The order may not get through: what was sent is erased before the reckoning at the latest.

@@ -62,7 +62,7 @@ def prepared(directory: Path) -> Path:
         command("gateway", "--config", str(server.config)), cwd=directory, env=clean_environment(),
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
-    until(lambda: server.gateway("/readyz") == 200, "the gateway is ready", seconds=90)
+    until(lambda: server.gateway("/readyz") == 200, "the gateway is ready")
     for start in range(0, WAITING, 10):
         send(server, [f"waiting-{number}" for number in range(start, start + 10)])
     process.kill()
@@ -115,19 +115,19 @@ def play(whole: Path, directory: Path, chance: random.Random, sent: Set[str]) ->
     try:
         server.start()
         send(server, [f"later-{number}" for number in range(LATER)])
-        trouble = until(lambda: _trouble_or_quiet(server), f"quiet or trouble after {how} of {name}", seconds=90)
+        trouble = until(lambda: _trouble_or_quiet(server), f"quiet or trouble after {how} of {name}")
         if trouble == "held":
             was_held = True
             assert server.stop() == 0
             server.run("rebuild")
             server.start()
-            trouble = until(lambda: _trouble_or_quiet(server), f"quiet after a rebuild for {how} of {name}", seconds=90)
+            trouble = until(lambda: _trouble_or_quiet(server), f"quiet after a rebuild for {how} of {name}")
         if trouble == "refused":
             was_refused = True
             assert server.stop() == 0
             shutil.copy(whole / name, file)
             server.start()
-            trouble = until(lambda: _trouble_or_quiet(server), f"quiet after {name} came back", seconds=90)
+            trouble = until(lambda: _trouble_or_quiet(server), f"quiet after {name} came back")
         assert trouble == "quiet", trouble
         status = server.status()
         is_balanced = _is_balanced(server)

@@ -93,8 +93,8 @@ class Fuzz:
         self._server = server
         self._seed_number = seed_number
         self._pool = ThreadPoolExecutor(CONNECTIONS_MAX)
-        self._judge = Judge(httpx.get(f"{server.url}/openapi", trust_env=False).json())
-        limits = httpx.get(f"{server.url}/limits", trust_env=False).json()
+        self._judge = Judge(httpx.get(f"{server.url}/openapi", trust_env=False, timeout=60).json())
+        limits = httpx.get(f"{server.url}/limits", trust_env=False, timeout=60).json()
         seeds = seeds_of(limits, TOKEN, TEST_TOKEN, time.time_ns() // 1_000_000)
         self._requests = Requests(seeds, row_texts(row_texts_made, seed_number), TOKEN)
         self._pids = self._pids_now()

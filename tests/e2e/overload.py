@@ -160,7 +160,7 @@ def play(
 ) -> OverloadResult:
     """Send to a running server for so long, or until it is enough; then compare what was acknowledged with what lies in
     the table."""
-    limits = httpx.get(f"{server.url}/limits", trust_env=False).json()
+    limits = httpx.get(f"{server.url}/limits", trust_env=False, timeout=60).json()
     workers = {each["name"]: int(each["pid"]) for each in server.status()["processes"] if "gateway" in each["name"]}
     plans = [
         ClientPlan(

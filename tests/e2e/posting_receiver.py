@@ -9,7 +9,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.e2e.server import free_port, until
+from tests.e2e.server import until
+from tests.ports import free_port
 
 SECRET = "whsec_Y291bnRlcmZvaWwtY3Jhc2gtY2FtcGFpZ24="
 START_SECONDS = 600.0

@@ -6,10 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
-import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,19 +21,13 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
+from tests.ports import free_port
+
 TOKEN = "e2e-live-token"
 TEST_TOKEN = "e2e-test-token"
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 120.0
+"""For what comes at once, and on a busy machine some time later."""
 POLL_SECONDS = 0.02
-
-
-def free_port() -> int:
-    """A port nobody listens on, outside the range from which the kernel takes ports for outgoing connections."""
-    while True:
-        port = random.randrange(20_000, 32_000)
-        with socket.socket() as tried, contextlib.suppress(OSError):
-            tried.bind(("127.0.0.1", port))
-            return port
 
 
 def sha256(text: str) -> str:
@@ -117,8 +109,9 @@ path = "data/lake"
         return self.directory / "server.log"
 
     def log(self) -> list[dict[str, Any]]:
-        """What the server has logged, one object a line."""
-        lines = self.log_path.read_text().splitlines() if self.log_path.exists() else []
+        """What the server has logged, one object a line; one that is being written is none yet."""
+        whole = self.log_path.read_text().rpartition("\n")[0] if self.log_path.exists() else ""
+        lines = whole.splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
     def start(self, *, wait: bool = True, environment: dict[str, str] | None = None) -> Server:
@@ -154,7 +147,7 @@ path = "data/lake"
 
     def status(self) -> dict[str, Any]:
         """The console's /api/status."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.console_port}/api/status", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.console_port}/api/status", timeout=60) as answer:
             found: dict[str, Any] = json.load(answer)
             return found
 
@@ -255,7 +248,7 @@ path = "data/lake"
 def get(url: str) -> int:
     """The status of an answer; 0 when there is none."""
     try:
-        return httpx.get(url, timeout=5, verify=False, trust_env=False).status_code
+        return httpx.get(url, timeout=60, verify=False, trust_env=False).status_code
     except httpx.HTTPError:
         return 0
 

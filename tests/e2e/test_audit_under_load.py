@@ -20,7 +20,7 @@ def test_an_audit_beside_a_working_server_balances(tmp_path: Path) -> None:
     statuses: set[int] = set()
 
     def send(server: Server) -> None:
-        with httpx.Client(trust_env=False, timeout=30) as client:
+        with httpx.Client(trust_env=False, timeout=60) as client:
             for number in itertools.count():
                 if stop.is_set():
                     return
@@ -34,8 +34,12 @@ def test_an_audit_beside_a_working_server_balances(tmp_path: Path) -> None:
         sender = threading.Thread(target=send, args=(server,))
         sender.start()
         try:
-            until(lambda: server.status()["oldest_group"] > 1, "retention has removed something", seconds=90)
-            reports = [server.facts("audit") for _ in range(AUDITS)]
+            until(lambda: server.status()["oldest_group"] > 1, "retention has removed something")
+            reports = []
+            for _ in range(AUDITS):
+                reports.append(server.facts("audit"))
+                seen = reports[-1]["last_group"]
+                until(lambda seen=seen: server.status()["last_group"] > seen, "more is settled")  # type: ignore[misc]
         finally:
             stop.set()
             sender.join()

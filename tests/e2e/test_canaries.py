@@ -61,7 +61,11 @@ def receiver() -> Iterator[Receiver]:
 def send(server: Server, path: str, body: bytes | dict[str, Any], status: int, **headers: str) -> httpx.Response:
     content = json.dumps(body).encode() if isinstance(body, dict) else body
     answer = httpx.post(
-        f"{server.url}{path}", content=content, headers={"content-type": "application/json"} | headers, trust_env=False
+        f"{server.url}{path}",
+        content=content,
+        headers={"content-type": "application/json"} | headers,
+        trust_env=False,
+        timeout=60,
     )
     assert answer.status_code == status, answer.text
     return answer

@@ -40,7 +40,7 @@ def server(stopped: Path, tmp_path: Path) -> Server:
 def send(server: Server, distinct_id: str) -> None:
     """Send one row, which must be acknowledged."""
     row = {"token": TOKEN, "event": "Purchase", "distinctId": distinct_id}
-    assert httpx.post(f"{server.url}/track", json=row, timeout=30).json()["success"]
+    assert httpx.post(f"{server.url}/track", json=row, timeout=60).json()["success"]
 
 
 def send_later(server: Server) -> list[str]:

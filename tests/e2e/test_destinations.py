@@ -7,6 +7,7 @@ import json
 import random
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -32,6 +33,9 @@ DEATHS = (
 REFUSED = frozenset({"row-3-7", "row-11-0", "row-14-24"})
 ROWS_A_BATCH = 25
 BATCHES = 16
+DEATHS_MIN = 4
+BATCHES_MAX = 64
+"""More than BATCHES only where destinations fall so far behind that they reach few points."""
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +76,9 @@ def send(server: Server, number: int) -> list[str]:
 
     def is_acknowledged() -> bool:
         try:
-            answer = httpx.post(f"{server.url}/batch", json={"token": TOKEN, "events": events}, trust_env=False)
+            answer = httpx.post(
+                f"{server.url}/batch", json={"token": TOKEN, "events": events}, trust_env=False, timeout=60
+            )
         except httpx.HTTPError:
             return False
         return answer.status_code == 200
@@ -122,7 +128,12 @@ def fetch(dsn: str, query: str) -> list[str]:
 
 def await_in_table(server: Server, names: list[str]) -> None:
     """Return when rows of all these distinctIds are in the Delta table, however often the pipeline dies meanwhile."""
-    until(lambda: {row["distinct_id"] for row in server.rows()} >= set(names) or None, "the rows are in Delta", 60)
+    until(lambda: {row["distinct_id"] for row in server.rows()} >= set(names) or None, "the rows are in Delta")
+
+
+def deaths_of_pipeline(server: Server) -> list[dict[str, Any]]:
+    """What the log says of lives of the pipeline that ended before their time."""
+    return [line for line in server.log() if line["event"] == "process.ended" and line["child"] == "pipeline"]
 
 
 def posted(receiver: Receiver) -> set[str]:
@@ -151,12 +162,14 @@ def test_every_kind_at_once_and_everything_goes_wrong(
         bad = BadReceiver(receiver)
         server = make_server(more=warehouse(dsn) + webhook("crm", receiver))
         server.start(environment={"COUNTERFOIL_FAILPOINTS": DEATHS})
-        until(lambda: fetch(dsn, "SELECT 1 FROM pg_class WHERE relname = 'events_cursors'") or None, "the tables", 60)
+        until(lambda: fetch(dsn, "SELECT 1 FROM pg_class WHERE relname = 'events_cursors'") or None, "the tables")
         with psycopg.connect(dsn) as connection:
             refused = ", ".join(f"'{name}'" for name in sorted(REFUSED))
             connection.execute(f"ALTER TABLE events ADD CHECK (distinct_id NOT IN ({refused}))".encode())
         sent: list[str] = []
-        for number in range(BATCHES):
+        for number in range(BATCHES_MAX):
+            if number >= BATCHES and len(deaths_of_pipeline(server)) >= DEATHS_MIN:
+                break
             sent += send(server, number)
             if number == BATCHES // 3:
                 postgres.kill()
@@ -165,8 +178,7 @@ def test_every_kind_at_once_and_everything_goes_wrong(
             # What is settled together is one group: batches are to be many.
             await_in_table(server, sent)
         server.stop()
-        lives = [line for line in server.log() if line["event"] == "process.ended" and line["child"] == "pipeline"]
-        assert len(lives) >= 4, "the pipeline died at several points"
+        assert len(deaths_of_pipeline(server)) >= DEATHS_MIN, "the pipeline died at several points"
         bad.is_healthy = True
         server.start()
         server.settle_down()
@@ -186,6 +198,11 @@ def test_every_kind_at_once_and_everything_goes_wrong(
         assert server.stop() == 0
 
 
+def reasons_logged(server: Server) -> dict[str, str]:
+    """For each destination of which the log says why it does not work, the last reason."""
+    return {line["destination"]: line["reason"] for line in server.log() if "reason" in line}
+
+
 def test_a_bad_destination_holds_only_itself(make_server: Callable[..., Server], postgres: PostgresServer) -> None:
     """Beside destinations that can't work, one that can takes every row; `check` says of each what to change."""
     with http_receiver() as receiver, http_receiver() as forbidding:
@@ -202,14 +219,15 @@ def test_a_bad_destination_holds_only_itself(make_server: Callable[..., Server],
         sent = send(server, 0)
         assert sorted(row["distinct_id"] for row in server.rows_of(*sent)) == sorted(sent)
         until(lambda: posted(receiver) >= set(sent) or None, "all is posted")
+        wrong = {"warehouse", "forbidden", "far"}
+        until(lambda: reasons_logged(server).keys() == wrong, "each that can't work has said why")
         told = server.facts("check", status=1)
         problems = {check["what"]: check["problems"] for check in told["checks"]}
         assert "make it" in problems["destination warehouse"][0]
         assert "http_403: see the url and the secret" in problems["destination forbidden"][0]
         assert "store_unreachable" in problems["destination far"][0]
         assert problems["destination crm"] == problems["destination lake"] == []
-        logged = {line["destination"]: line["reason"] for line in server.log() if "reason" in line}
-        assert set(logged) == {"warehouse", "forbidden", "far"}
+        assert reasons_logged(server).keys() == wrong
         assert "hunter2" not in server.log_path.read_text() + json.dumps(told)
         states = {each["name"]: each["state"] for each in server.status()["destinations"]}
         assert (states["lake"], states["crm"]) == ("running", "running")
@@ -241,7 +259,7 @@ def test_a_slow_destination_delays_itself_alone(make_server: Callable[..., Serve
     released = threading.Event()
 
     def wait(_: Received) -> Reply:
-        released.wait(60)
+        released.wait(600)
         return Reply()
 
     with http_receiver() as slow:

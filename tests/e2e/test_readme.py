@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from docs._tools.pages import ROOT
-from tests.e2e.server import clean_environment, command, free_port, get, until
+from tests.e2e.server import WAIT_SECONDS, clean_environment, command, get, until
+from tests.ports import free_port
 
 README = (ROOT / "README.md").read_text()
 
@@ -34,11 +35,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]
     with (home / "server.log").open("wb") as log:
         server = subprocess.Popen(command("serve"), cwd=home, env=environment, stdout=log, stderr=log)
     try:
-        until(lambda: get(f"http://127.0.0.1:{console_port}/readyz") == 200, "the server is ready", 60)
+        until(lambda: get(f"http://127.0.0.1:{console_port}/readyz") == 200, "the server is ready")
         yield home, port
     finally:
         server.send_signal(signal.SIGTERM)
-        assert server.wait(30) == 0, (home / "server.log").read_text()
+        assert server.wait(WAIT_SECONDS) == 0, (home / "server.log").read_text()
 
 
 def on_path() -> dict[str, str]:
@@ -56,7 +57,9 @@ def run(home: tuple[Path, int], code: str, *program: str) -> str:
     """What a block prints, called as it stands; only the port is that of the server of this test."""
     directory, port = home
     code = code.replace("127.0.0.1:8080", f"127.0.0.1:{port}").replace(".venv/bin/", "")
-    done = subprocess.run([*program, code], cwd=directory, env=on_path(), capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*program, code], cwd=directory, env=on_path(), capture_output=True, text=True, timeout=WAIT_SECONDS
+    )
     assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

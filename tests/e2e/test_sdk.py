@@ -248,9 +248,13 @@ def test_a_failing_disk_raises_a_server_error(sdk: Sdk, make_server: Callable[..
         if "results" in told["body"]:
             assert [result.get("code") for result in told["body"]["results"]] == ["queue_failed", "invalid_event"]
     resource.prlimit(worker, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    until(lambda: server.console("/readyz") == 200 or None, "the queue takes rows again")
-    (told,) = sdk.calls(server.url, ("batch", {"events": [event]}))
-    assert told["answer"]["accepted"] == 1
+
+    def is_accepted() -> bool:
+        (told,) = sdk.calls(server.url, ("batch", {"events": [event]}))
+        return bool(told.get("answer", {}).get("accepted") == 1)
+
+    until(is_accepted, "the queue takes rows again")
+    until(lambda: server.console("/readyz") == 200 or None, "the server is ready again")
     assert len(server.rows_of("y")) == 1
     assert server.pid_of("gateway-1") == worker
     assert server.stop() == 0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
@@ -8,7 +7,6 @@ import socket
 import ssl
 import stat
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,13 +26,14 @@ from tests.e2e.server import (
     sha256,
     until,
 )
+from tests.gateway.server import read_answer, request_head
 
 MakeServer = Callable[..., Server]
 
 
 def track(server: Server, distinct_id: str, **more: Any) -> httpx.Response:
     body = {"token": TOKEN, "event": "Purchase", "distinctId": distinct_id}
-    return httpx.post(f"{server.url}/track", json=body, timeout=10, trust_env=False, **more)
+    return httpx.post(f"{server.url}/track", json=body, timeout=60, trust_env=False, **more)
 
 
 def events_of(server: Server, name: str) -> list[dict[str, Any]]:
@@ -58,24 +57,22 @@ def test_a_stop_answers_what_is_in_flight(make_server: MakeServer) -> None:
     """SIGTERM while a request is arriving: it is answered, flushed and, after the next start, delivered; exit 0."""
     server = make_server().start()
     body = json.dumps({"token": TOKEN, "event": "Purchase", "distinctId": "in-flight"}).encode()
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
-    connection.putrequest("POST", "/api/v1/track")
-    connection.putheader("Content-Type", "application/json")
-    connection.putheader("Content-Length", str(len(body)))
-    connection.endheaders(body[:10])
-    assert server.process is not None
-    worker = os.pidfd_open(server.pid_of("gateway-1") or 0)
-    began = time.monotonic()
-    server.process.send_signal(signal.SIGTERM)
-    until(lambda: events_of(server, "gateway.stopping") or None, "the gateway is stopping")
-    connection.send(body[10:])
-    answer = connection.getresponse()
-    assert (answer.status, answer.read()) == (200, b'{"success":true}')
-    connection.close()
+    with socket.create_connection(("127.0.0.1", server.port), WAIT_SECONDS) as connection:
+        connection.sendall(request_head("/api/v1/track", f"content-length: {len(body)}", "expect: 100-continue"))
+        # The gateway waits for the body from here on.
+        assert read_answer(connection).status == 100
+        connection.sendall(body[:10])
+        assert server.process is not None
+        worker = os.pidfd_open(server.pid_of("gateway-1") or 0)
+        server.process.send_signal(signal.SIGTERM)
+        until(lambda: events_of(server, "gateway.stopping") or None, "the gateway is stopping")
+        connection.sendall(body[10:])
+        answer = read_answer(connection)
+        assert (answer.status, answer.body) == (200, b'{"success":true}')
     assert ended(worker, WAIT_SECONDS)
     os.close(worker)
     assert server.stop() == 0
-    assert time.monotonic() - began < 10
+    assert events_of(server, "process.killed") == []
     server.start()
     assert len(server.rows_of("in-flight")) == 1
     assert server.stop(signal.SIGINT) == 0
@@ -85,9 +82,8 @@ def test_a_stop_does_not_wait_for_idle_connections(make_server: MakeServer) -> N
     """A connection that says nothing doesn't keep the server from ending in time."""
     server = make_server().start()
     with socket.create_connection(("127.0.0.1", server.port)):
-        began = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - began < 10
+    assert events_of(server, "process.killed") == []
 
 
 def test_a_dead_worker_is_started_again(make_server: MakeServer) -> None:
@@ -154,7 +150,7 @@ def test_killing_the_supervisor_leaves_no_orphan(make_server: MakeServer) -> Non
     # It waits for the lock that the old life's processes still hold, and then finds their ports free.
     server.start()
     for descriptor in watched:
-        assert ended(descriptor, 0)
+        assert ended(descriptor, WAIT_SECONDS)
         os.close(descriptor)
     assert track(server, "anew").status_code == 200
     assert server.stop() == 0
@@ -220,9 +216,9 @@ def test_logs_hold_nothing_of_a_row(make_server: MakeServer) -> None:
             {"event": "Secret-event", "distinctId": "secret-id-2", "time": "secret-time"},
         ],
     }
-    assert httpx.post(f"{server.url}/batch", json=body, trust_env=False).status_code == 207
+    assert httpx.post(f"{server.url}/batch", json=body, trust_env=False, timeout=60).status_code == 207
     wrong = {"token": "secret-token", "event": "x", "distinctId": "secret-id-3"}
-    assert httpx.post(f"{server.url}/track", json=wrong, trust_env=False).status_code == 401
+    assert httpx.post(f"{server.url}/track", json=wrong, trust_env=False, timeout=60).status_code == 401
     server.rows_of("secret-id")
     assert server.stop() == 0
     log = server.log_path.read_text()
@@ -274,19 +270,23 @@ def test_the_page_and_the_metrics_show_what_happened(make_server: MakeServer) ->
         "console": "ready",
     }
     console = f"http://127.0.0.1:{server.console_port}"
-    assert "website" in httpx.get(console, trust_env=False).text
+    assert "website" in httpx.get(console, trust_env=False, timeout=60).text
 
     def metrics() -> str | None:
-        text = httpx.get(f"{console}/metrics", trust_env=False).text
-        return text if 'counterfoil_requests_total{path="/api/v1/track",status="200"} 1.0' in text else None
+        text = httpx.get(f"{console}/metrics", trust_env=False, timeout=60).text
+        return text if wanted <= set(text.splitlines()) else None
 
-    text = until(metrics, "the request is counted")
-    assert 'counterfoil_rows_total{result="accepted",source="website"} 1.0' in text
-    assert 'counterfoil_delivered_rows{destination="lake"} 1.0' in text
-    for result in ("down", "refused"):
-        assert f'counterfoil_commits_total{{destination="lake",result="{result}"}} 0.0' in text
-    assert 'counterfoil_flushes_total{result="failed"} 0.0' in text
-    assert "counterfoil_flushed_rows_total 1.0" in text
+    wanted = {
+        'counterfoil_requests_total{path="/api/v1/track",status="200"} 1.0',
+        'counterfoil_rows_total{result="accepted",source="website"} 1.0',
+        'counterfoil_delivered_rows{destination="lake"} 1.0',
+        'counterfoil_commits_total{destination="lake",result="down"} 0.0',
+        'counterfoil_commits_total{destination="lake",result="refused"} 0.0',
+        'counterfoil_flushes_total{result="failed"} 0.0',
+        "counterfoil_flushed_rows_total 1.0",
+    }
+    # Each process says by and by what it has counted.
+    until(metrics, "all of it is counted")
     assert server.stop() == 0
 
 
@@ -297,8 +297,11 @@ def test_the_console_asks_for_its_password(make_server: MakeServer) -> None:
     console = f"http://127.0.0.1:{server.console_port}"
     for path in ("/", "/metrics", "/api/status"):
         assert server.console(path) == 401
-        assert httpx.get(console + path, auth=("prometheus", "guess"), trust_env=False).status_code == 401
-        assert httpx.get(console + path, auth=("prometheus", made["password"]), trust_env=False).status_code == 200
+        assert httpx.get(console + path, auth=("prometheus", "guess"), trust_env=False, timeout=60).status_code == 401
+        assert (
+            httpx.get(console + path, auth=("prometheus", made["password"]), trust_env=False, timeout=60).status_code
+            == 200
+        )
     assert server.console("/livez") == 200
     text = server.log_path.read_text()
     assert made["password"] not in text
@@ -323,7 +326,7 @@ def test_a_token_is_rotated_without_a_gap(make_server: MakeServer) -> None:
     def statuses(token: str) -> set[int]:
         body = {"token": token, "event": "Purchase", "distinctId": "rotated"}
         # Each on a connection of its own, so that both workers answer.
-        return {httpx.post(f"{server.url}/track", json=body, trust_env=False).status_code for _ in range(8)}
+        return {httpx.post(f"{server.url}/track", json=body, trust_env=False, timeout=60).status_code for _ in range(8)}
 
     both = before.replace(
         f'token_sha256 = ["{sha256(TOKEN)}"', f'token_sha256 = ["{sha256(TOKEN)}", "{sha256("new")}"', 1
@@ -386,7 +389,7 @@ def test_tls(make_server: MakeServer, tmp_path: Path) -> None:
     assert track(server, "secured", verify=ssl.create_default_context(cafile=certificate)).status_code == 200
     assert len(server.rows_of("secured")) == 1
     with pytest.raises(httpx.HTTPError):
-        httpx.get(f"http://127.0.0.1:{server.port}/livez", trust_env=False)
+        httpx.get(f"http://127.0.0.1:{server.port}/livez", trust_env=False, timeout=60)
     assert server.stop() == 0
 
 

@@ -159,7 +159,7 @@ def test_nothing_is_answered_when_the_power_is_off(disk: FaultyDisk) -> None:
     thread.join(0.3)
     assert thread.is_alive()
     disk.unplug()
-    thread.join(30)
+    thread.join(120)
     assert not thread.is_alive()
     assert failed
     with contextlib.suppress(OSError):
@@ -211,7 +211,13 @@ def test_what_a_failed_flush_threw_away_is_read_until_the_kernel_lets_go(disk: F
 
 def test_a_slow_flush_keeps_nobody_else_waiting(disk: FaultyDisk) -> None:
     """A flush that takes seconds is waited for by who asked; others read and write."""
-    disk.set_faults([Fault(frozenset([Operation.FLUSH]), delay_seconds=1.0, path="slow")])
+    # On a busy machine the others may be slow, too: then the flush is to be slower still.
+    assert any(others_come_first(disk, delay_seconds) for delay_seconds in (1.0, 8.0, 64.0))
+
+
+def others_come_first(disk: FaultyDisk, delay_seconds: float) -> bool:
+    """Whether twenty files are written while one is flushed that takes so long."""
+    disk.set_faults([Fault(frozenset([Operation.FLUSH]), delay_seconds=delay_seconds, path="slow")])
     descriptor = os.open(disk.mount_point / "slow", os.O_WRONLY | os.O_CREAT)
     os.write(descriptor, b"x")
     began = time.monotonic()
@@ -219,10 +225,11 @@ def test_a_slow_flush_keeps_nobody_else_waiting(disk: FaultyDisk) -> None:
     thread.start()
     for number in range(20):
         (disk.mount_point / f"other-{number}").write_bytes(b"x")
-    assert thread.is_alive()
-    thread.join(30)
-    assert time.monotonic() - began >= 1.0
+    is_under_way = thread.is_alive()
+    thread.join(300)
+    assert time.monotonic() - began >= delay_seconds
     os.close(descriptor)
+    return is_under_way
 
 
 def test_a_full_disk_is_full_and_then_has_room(disk: FaultyDisk) -> None:

@@ -14,7 +14,7 @@ from tests.queue.lives import life, quarantined, reader
 from tests.queue.test_erasure import erase, rows_of, write_segments
 
 PERSONS = ("a.1", "b.0")
-WAIT_SECONDS = 60
+WAIT_SECONDS = 300
 
 ERASING = """
 import sys

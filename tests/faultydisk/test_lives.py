@@ -9,7 +9,7 @@ import pytest
 def lives(*arguments: str) -> tuple[int, str]:
     """Lives on a faulty disk, in a process that has no threads yet: exit status, and what it says."""
     done = subprocess.run(
-        (sys.executable, "-m", "tests.faultydisk.lives", *arguments), capture_output=True, text=True, timeout=240
+        (sys.executable, "-m", "tests.faultydisk.lives", *arguments), capture_output=True, text=True, timeout=1200
     )
     if done.returncode == 3:
         pytest.skip(f"needs FUSE and the right to mount: {done.stdout}")

@@ -29,7 +29,7 @@ from counterfoil.gateway.worker import run_worker
 from counterfoil.queue.settings import QueueSettings
 from counterfoil.queue.writer import SegmentWriter
 from counterfoil.sources import Sources
-from tests.gateway.server import SOURCE, RunningGateway
+from tests.gateway.server import SOURCE, WAIT_SECONDS, RunningGateway
 
 
 class AloneGateway(RunningGateway):
@@ -59,7 +59,7 @@ class AloneGateway(RunningGateway):
         self.process.terminate()
 
     def wait_stopped(self) -> None:
-        assert self.process.wait(20) == 0
+        assert self.process.wait(WAIT_SECONDS) == 0
         assert self.process.stdout is not None
         self.process.stdout.close()
 

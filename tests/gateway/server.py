@@ -26,6 +26,7 @@ from counterfoil.queue.reader import QueueReader
 from counterfoil.queue.settings import QueueSettings
 from counterfoil.queue.writer import SegmentWriter
 from counterfoil.sources import Sources, SourceSettings, token_sha256
+from tests.ports import free_port
 
 TOKEN = "live-token"
 TEST_TOKEN = "test-token"
@@ -33,19 +34,15 @@ SOURCE = SourceSettings(
     name="website", token_sha256=(token_sha256(TOKEN),), test_token_sha256=(token_sha256(TEST_TOKEN),)
 )
 NO_RESERVE = QueueSettings(reserve_bytes=0)
+WAIT_SECONDS = 120.0
+"""For what comes at once, and on a busy machine some time later."""
 
 Sink = Callable[[FrameSink], FrameSink]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def until(condition: Callable[[], bool], what: str) -> None:
-    """Return when it holds; fail when it does not for half a minute."""
-    deadline = time.monotonic() + 30
+    """Return when it holds; fail when it does not for WAIT_SECONDS."""
+    deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert time.monotonic() < deadline, f"never {what}"
         time.sleep(0.002)
@@ -116,7 +113,8 @@ class RunningGateway:
             self._loop.call_soon_threadsafe(self._stop.set)
 
     def wait_stopped(self) -> None:
-        self._thread.join()
+        self._thread.join(WAIT_SECONDS)
+        assert not self._thread.is_alive(), "it does not stop"
         if self._error is not None:
             raise self._error
 
@@ -141,10 +139,10 @@ class RunningGateway:
             f"{self.url}/api/v1{path}",
             content=content,
             headers={"content-type": "application/json"} | named,
-            timeout=60,
+            timeout=WAIT_SECONDS,
         )
 
-    def connect(self, timeout: float = 30) -> socket.socket:
+    def connect(self, timeout: float = WAIT_SECONDS) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout)
 
     def frames(self) -> list[Frame]:

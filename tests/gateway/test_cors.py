@@ -23,7 +23,7 @@ def told(answer: httpx.Response) -> dict[str, str]:
 
 def test_by_default_no_page_may_send(gateway: RunningGateway) -> None:
     """Neither the question nor the request itself gets a word of it."""
-    assert told(httpx.options(f"{gateway.url}/api/v1/track", headers=ASKING)) == {}
+    assert told(httpx.options(f"{gateway.url}/api/v1/track", headers=ASKING, timeout=60)) == {}
     answer = gateway.post("/batch", batch(row("a")), origin=ORIGIN)
     assert told(answer) == {}
     assert "vary" not in answer.headers
@@ -32,7 +32,7 @@ def test_by_default_no_page_may_send(gateway: RunningGateway) -> None:
 def test_an_origin_that_is_set_may_send(tmp_path: Path) -> None:
     """The question is answered with methods and headers; answers can be read, refusals as well."""
     with RunningGateway(tmp_path, cors_origins=(ORIGIN, "http://localhost:3000")) as gateway:
-        asked = httpx.options(f"{gateway.url}/api/v1/track", headers=ASKING)
+        asked = httpx.options(f"{gateway.url}/api/v1/track", headers=ASKING, timeout=60)
         assert asked.status_code == 204
         assert asked.headers["access-control-allow-origin"] == ORIGIN
         assert asked.headers["access-control-allow-methods"] == "POST, OPTIONS"
@@ -52,7 +52,7 @@ def test_another_origin_may_not(tmp_path: Path, origin: str) -> None:
         answer = gateway.post("/batch", batch(row("a")), origin=origin)
         assert told(answer) == {}
         assert answer.headers["vary"] == "origin"
-        asked = httpx.options(f"{gateway.url}/api/v1/track", headers=ASKING | {"origin": origin})
+        asked = httpx.options(f"{gateway.url}/api/v1/track", headers=ASKING | {"origin": origin}, timeout=60)
         assert "access-control-allow-origin" not in asked.headers
 
 

@@ -1,6 +1,8 @@
 """HTTP itself: connections that stay, requests in a row, both versions, and what is not HTTP at all."""
 
+import contextlib
 import json
+import socket
 from pathlib import Path
 
 import httpx
@@ -8,7 +10,7 @@ import pytest
 
 from counterfoil.contract.limits import Limits
 from tests.gateway.http2 import Http2Connection
-from tests.gateway.server import TOKEN, RunningGateway, batch, is_closed, read_answer, request_head, row
+from tests.gateway.server import SOURCE, TOKEN, RunningGateway, batch, is_closed, read_answer, request_head, row, until
 
 JSON = ("content-type", "application/json")
 
@@ -78,11 +80,12 @@ def test_a_connection_is_closed_when_asked(gateway: RunningGateway) -> None:
 def test_what_is_not_http_is_refused_and_closed(gateway: RunningGateway, sent: bytes) -> None:
     """No answer but a 4xx, no worker harmed, nothing kept."""
     with gateway.connect() as connection:
-        connection.sendall(sent)
-        try:
+        received = b""
+        # What is refused before its end is read no further: the rest may meet a connection that is closed.
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(sent)
+        with contextlib.suppress(ConnectionError):
             received = connection.recv(1 << 16)
-        except ConnectionResetError:
-            received = b""
         assert received == b"" or received.startswith(b"HTTP/1.1 4")
     assert gateway.post("/batch", batch(row("a"))).status_code == 200
     assert gateway.distinct_ids() == ["a"]
@@ -92,9 +95,13 @@ def test_what_is_not_http_is_refused_and_closed(gateway: RunningGateway, sent: b
 def test_broken_chunks_are_no_body(gateway: RunningGateway, piece: bytes) -> None:
     """What breaks the framing ends the request as a body that ended early."""
     with gateway.connect() as connection:
+        received = b""
         connection.sendall(request_head("/api/v1/batch", "transfer-encoding: chunked") + piece)
-        connection.shutdown(1)
-        received = connection.recv(1 << 16)
+        # It may be refused and closed before its end.
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionError):
+            received = connection.recv(1 << 16)
         assert received == b"" or received.startswith(b"HTTP/1.1 4")
     assert gateway.frames() == []
 
@@ -156,7 +163,12 @@ def test_http2_holds_a_body_to_its_length_and_limit(tmp_path: Path) -> None:
 
 def test_a_path_may_be_percent_encoded(gateway: RunningGateway) -> None:
     """It is the same path."""
-    assert httpx.post(f"{gateway.url}/api/v1/b%61tch", content=batch(row("a")), headers=dict([JSON])).status_code == 200
+    assert (
+        httpx.post(
+            f"{gateway.url}/api/v1/b%61tch", content=batch(row("a")), headers=dict([JSON]), timeout=60
+        ).status_code
+        == 200
+    )
 
 
 def test_a_slow_http2_body_is_cut_off(tmp_path: Path) -> None:
@@ -164,6 +176,8 @@ def test_a_slow_http2_body_is_cut_off(tmp_path: Path) -> None:
     with RunningGateway(tmp_path, limits=Limits(request_seconds_max=1)) as gateway, gateway.connect() as connection:
         http2 = Http2Connection(connection)
         slow = http2.send("POST", "/api/v1/batch", [b'{"token"'], [JSON], is_whole=False)
+        until(lambda: gateway.held_bytes() > 0, "held what was sent")
+        gateway.reload([SOURCE], Limits())
         good = http2.send("POST", "/api/v1/batch", [batch(row("a"))], [JSON])
         answers = http2.answers([slow, good])
         assert answers[slow][0] == -1  # 408 is not in the static table.

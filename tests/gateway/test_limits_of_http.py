@@ -36,7 +36,7 @@ def test_an_endless_head_is_refused(gateway: RunningGateway, head: bytes) -> Non
             connection.sendall(head)
             while piece := connection.recv(65_536):
                 received += piece
-        except (BrokenPipeError, ConnectionResetError):
+        except ConnectionError:
             pass
     assert received == b"" or received.startswith(b"HTTP/1.1 4")
     assert gateway.post("/batch", batch(row("after"))).status_code == 200

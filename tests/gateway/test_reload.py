@@ -53,7 +53,7 @@ def test_limits_and_allowlists_change_for_later_requests(gateway: RunningGateway
     blocking = SOURCE.model_copy(update={"allowed_events": ("Other",)})
     gateway.reload([blocking], Limits(rows_max=4))
     assert gateway.post("/batch", body).status_code == 413
-    assert httpx.get(f"{gateway.url}/api/v1/limits").json()["rows_max"] == 4
+    assert httpx.get(f"{gateway.url}/api/v1/limits", timeout=60).json()["rows_max"] == 4
     gateway.reload([blocking], Limits(body_bytes_max=1024))
     assert gateway.post("/batch", batch(row("a", fill="x" * 1100))).status_code == 413
     assert gateway.post("/batch", batch(row("b"))).status_code == 200

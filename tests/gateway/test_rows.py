@@ -255,7 +255,9 @@ def test_a_body_that_is_no_batch_is_400(gateway: RunningGateway, body: bytes) ->
 
 def test_requests_at_the_same_time_are_each_answered_for_their_own(gateway: RunningGateway) -> None:
     """Many connections, many flushes shared: every row lies in the queue once."""
-    with httpx.Client(base_url=f"{gateway.url}/api/v1", headers={"content-type": "application/json"}) as client:
+    with httpx.Client(
+        base_url=f"{gateway.url}/api/v1", headers={"content-type": "application/json"}, timeout=60
+    ) as client:
         for start in range(0, 200, 10):
             rows = [row(f"{start}.{index}") for index in range(10)]
             assert client.post("/batch", content=batch(*rows)).json()["accepted"] == 10

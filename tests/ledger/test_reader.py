@@ -70,7 +70,7 @@ def test_another_process_sees_whole_batches_while_one_writes(tmp_path: Path) -> 
         ledger.record_delivery("lake", first_group=number, last_group=number, delivered_rows=1, commit="c", at_ms=1)
         if number in (40, 80):
             ledger.tend(now_ms=number * DAY_MS, running_ms=15 * DAY_MS)
-    out, _ = reader.communicate(timeout=60)
+    out, _ = reader.communicate(timeout=120)
     assert reader.returncode == 0
     assert out.startswith("looked")
     ledger.close()
@@ -102,7 +102,7 @@ def test_the_log_that_a_reader_has_to_read_is_kept_short(tmp_path: Path) -> None
 
     assert log_bytes() > READ_AT_OPENING_BYTES
     ledger.tend(1, 1)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while log_bytes() >= READ_AT_OPENING_BYTES:
         assert time.monotonic() < deadline, "the log is as long as before"
         time.sleep(0.01)

@@ -17,7 +17,7 @@ from counterfoil.pipeline.control import LINE_BYTES_MAX, SOCKET_NAME, ControlCli
 from counterfoil.pipeline.orders import ROWS_AN_ORDER_MAX, Answer, Done, DropDead, Order, SendAgain
 from counterfoil.positions import DirectoryId, FramePosition, RowPosition, SegmentNumber
 
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 120.0
 POSITION = RowPosition(FramePosition(DirectoryId(b"writer-1"), SegmentNumber(3), 64), 7)
 
 

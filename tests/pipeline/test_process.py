@@ -9,7 +9,7 @@ from counterfoil.errors import LedgerWriteFailed
 from counterfoil.pipeline import process
 from counterfoil.pipeline.process import Pipeline
 
-WAIT_SECONDS = 20
+WAIT_SECONDS = 120
 
 
 class Deliverer:

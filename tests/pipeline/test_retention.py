@@ -403,7 +403,7 @@ def test_killed_in_a_removal_it_goes_on(tmp_path: Path, point: str) -> None:
     delivered(ledger, 5)
     ledger.close()
     environment = os.environ | {VARIABLE: point}
-    done = subprocess.run([sys.executable, "-c", RETAIN, str(tmp_path)], env=environment, timeout=60)
+    done = subprocess.run([sys.executable, "-c", RETAIN, str(tmp_path)], env=environment, timeout=120)
     assert done.returncode == -signal.SIGKILL
     ledger = settled(tmp_path, queue)
     assert is_whole(tmp_path, ledger, queue)

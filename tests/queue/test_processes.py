@@ -51,7 +51,7 @@ class WriterProcess:
     def wait_for(self, count: int) -> None:
         """Until so many more frames were acknowledged."""
         for _ in range(count):
-            assert self.acknowledged.poll(60)
+            assert self.acknowledged.poll(120)
             self.names.append(self.acknowledged.recv())
 
     def kill(self) -> None:

@@ -26,7 +26,7 @@ from tests.queue.drafts import draft
 from tests.queue.lives import read_all, segment_path
 
 NO_RESERVE = QueueSettings(reserve_bytes=0)
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 
 
 class GatedFiles(FaultyFiles):

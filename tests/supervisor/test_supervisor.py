@@ -15,6 +15,7 @@ from counterfoil.config import Settings, read_settings
 from counterfoil.datadir import Part
 from counterfoil.errors import SettingsInvalid, StartRefused
 from counterfoil.sources import AllowedEvent
+from tests.ports import free_port
 
 TOKEN_SHA256 = "ab" * 32
 
@@ -55,10 +56,10 @@ def test_task_of_a_process_comes_back_whole(settings: Settings, tmp_path: Path) 
 
 def test_a_port_in_use_is_told() -> None:
     """A port on which somebody listens is refused in one line that names the setting."""
+    port = free_port()
     with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", port))
         other.listen()
-        port = other.getsockname()[1]
         with pytest.raises(StartRefused, match=rf"port {port} on 127\.0\.0\.1 is in use .*gateway\.port"):
             supervisor.check_port("127.0.0.1", port, "gateway")
     supervisor.check_port("127.0.0.1", port, "gateway")
