@@ -196,12 +196,12 @@ def test_two_jobs_that_began_together_do_not_write_one_rejected_file(tmp_path: P
         RejectedFile(tmp_path / "a.rejected.ndjson", RealFiles(), 0, is_new=True, are_columns=False) for _ in range(3)
     )
     refused = Rejection(1, b"{}", "invalid_event", "no")
-    first.write([refused])
+    first.write([[refused]])
     with pytest.raises(BackfillError, match="another job writes there"):
-        second.write([refused])
+        second.write([[refused]])
     first.close()
     with pytest.raises(BackfillError, match="changed"):
-        third.write([refused])
+        third.write([[refused]])
     assert len((tmp_path / "a.rejected.ndjson").read_text().splitlines()) == 1
     second.close()
     third.close()

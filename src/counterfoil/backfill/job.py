@@ -278,10 +278,11 @@ class _Run:
         # After a failure nothing is written behind what may stand there in part: the next run cuts it first.
         self._can_flush = False
         for index, rejected in enumerate(self._rejected):
-            rejected.write([one for entry, found in waiting if entry.input == index for one in found])
-        for entry, _ in waiting:
-            size = self._rejected[entry.input].size_bytes
-            self._journal.append(msgspec.structs.replace(entry, rejected_bytes=size))
+            batches = [(entry, found) for entry, found in waiting if entry.input == index]
+            sizes = rejected.write([found for _, found in batches])
+            # Of each batch its own: a crash may leave the first lines of this flush and not the last.
+            for (entry, _), size_bytes in zip(batches, sizes, strict=True):
+                self._journal.append(msgspec.structs.replace(entry, rejected_bytes=size_bytes))
         self._journal.flush()
         for entry, _ in waiting:
             self._tally.accepted += entry.accepted

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import msgspec
@@ -52,17 +53,21 @@ class RejectedFile:
         if found_bytes > kept_bytes:
             self._cut(kept_bytes)
 
-    def write(self, rejections: Sequence[Rejection]) -> None:
-        """Return when they stand in the file for good. Raises BackfillError where that can't be."""
-        if not rejections:
-            return
-        lines = b"".join(_line(rejection, self._are_columns) for rejection in rejections)
-        with writing(self.path):
-            if self._descriptor < 0:
-                self._open()
-            self._files.append(self._descriptor, lines)
-            self._files.fdatasync(self._descriptor)
-        self.size_bytes += len(lines)
+    def write(self, batches: Sequence[Sequence[Rejection]]) -> list[int]:
+        """Return when the rejections of batches stand in the file for good: how long it is with those of each.
+
+        Raises BackfillError where that can't be.
+        """
+        written = [b"".join(_line(rejection, self._are_columns) for rejection in batch) for batch in batches]
+        if any(written):
+            with writing(self.path):
+                if self._descriptor < 0:
+                    self._open()
+                self._files.append(self._descriptor, b"".join(written))
+                self._files.fdatasync(self._descriptor)
+        sizes = [*accumulate(map(len, written), initial=self.size_bytes)]
+        self.size_bytes = sizes[-1]
+        return sizes[1:]
 
     def close(self) -> None:
         """Closing twice is harmless."""
