@@ -31,12 +31,13 @@ class Received:
 
 @dataclass(frozen=True)
 class Reply:
-    """What is answered; `cut` closes the connection without a word."""
+    """What is answered; `cut` closes the connection without a word, and without `has_length` its end is the body's."""
 
     status: int = 204
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     cut: bool = False
+    has_length: bool = True
 
 
 class Receiver:
@@ -64,7 +65,8 @@ class Receiver:
                     self.close_connection = True
                     return
                 self.send_response(reply.status)
-                for name, value in {"content-length": str(len(reply.body)), **reply.headers}.items():
+                frame = {"content-length": str(len(reply.body))} if reply.has_length else {"connection": "close"}
+                for name, value in {**frame, **reply.headers}.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(reply.body)

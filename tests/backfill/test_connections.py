@@ -135,6 +135,19 @@ def test_what_is_no_whole_response_is_none(said: bytes) -> None:
         assert requested(f"http://127.0.0.1:{port}", b"{}", b"{}") == [None, Response(200, b"ok")]
 
 
+def test_a_body_without_a_length_is_told() -> None:
+    """One that was cut looks whole, so whoever reads it must know."""
+
+    def talk(connection: socket.socket) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\nok")
+
+    with talking(talk, answer_once) as port:
+        first, second = requested(f"http://127.0.0.1:{port}", b"{}", b"{}")
+    assert first == Response(200, b"ok", has_end=False)
+    assert second == Response(200, b"ok")
+
+
 def test_a_server_that_is_not_there_is_none() -> None:
     """It may come back."""
     assert requested(f"http://127.0.0.1:{free_port()}", b"{}") == [None]
@@ -171,7 +184,9 @@ def test_credentials_and_path_of_the_base_url_are_used() -> None:
     assert request.headers["content-type"] == "application/json"
 
 
-@pytest.mark.parametrize("url", ["localhost:8080", "ftp://a", "http://", "http://a:b", "http://a:0", "http://[", ""])
+@pytest.mark.parametrize(
+    "url", ["localhost:8080", "ftp://a", "http://", "http://a:b", "http://a:0", "http://[", "http://a..b", ""]
+)
 def test_what_is_no_base_url_is_told(url: str) -> None:
     """Trying again for a quarter of an hour would not mend it."""
     with pytest.raises(BackfillError, match="expected a base URL"):

@@ -37,6 +37,7 @@ class Api:
 
     def __init__(self, receiver: Receiver) -> None:
         self.to = f"{receiver.url}/api/v1"
+        self.limits: dict[str, Any] = {"rows_max": 100}
         self.kept: dict[str, bytes] = {}
         self.batches: list[list[str]] = []
         self.trouble: Callable[[int, list[str]], Reply | set[int] | None] = lambda number, ids: None
@@ -44,7 +45,7 @@ class Api:
 
     def _answer(self, request: Received) -> Reply:
         if request.path.endswith("/limits"):
-            return Reply(200, {}, json.dumps({"rows_max": 100}).encode())
+            return Reply(200, {}, json.dumps(self.limits).encode())
         batch = read_batch(request.body, LIMITS)
         judged = judge_batch(batch, RULES, NOW_MS)
         self.batches.append(judged.distinct_ids)
@@ -339,6 +340,57 @@ def test_what_somebody_must_mend_stops_at_once(tmp_path: Path, api: Api, status:
     assert report.skipped == 20
     assert report.balances
     assert set(api.kept) == {f"d{n}" for n in range(1, 101)}
+
+
+@pytest.mark.parametrize("body", [b"<html>The plain HTTP request was sent to HTTPS port</html>", b""])
+def test_a_400_that_is_none_of_the_api_stops_at_once(tmp_path: Path, api: Api, body: bytes) -> None:
+    """It says nothing about rows: none is rejected for it."""
+    api.trouble = lambda number, ids: Reply(400, {}, body)
+    path = write_rows(tmp_path / "a.ndjson", 10)
+    with pytest.raises(Stopped, match="answered 400: not an answer of this API"):
+        run(path, api)
+    assert len(api.batches) == 1
+    assert not Path(f"{path}.rejected.ndjson").exists()
+
+
+def test_a_token_that_no_server_takes_is_told_at_once(tmp_path: Path, api: Api) -> None:
+    """Each request would be a 400, and each row be rejected for it."""
+    path = write_rows(tmp_path / "a.ndjson", 10)
+    with pytest.raises(BackfillError, match="longer than the 250 characters"):
+        asyncio.run(backfill([str(path)], to=api.to, token="t" * 251))
+    assert api.batches == []
+
+
+def test_limits_that_are_none_are_passed_over(tmp_path: Path, api: Api) -> None:
+    """The contract's hold where a server says nonsense."""
+    api.limits = {"rows_max": "many", "body_bytes_max": -1}
+    assert run(write_rows(tmp_path / "a.ndjson", 10), api).accepted == 10
+
+
+def test_credentials_of_the_address_are_neither_shown_nor_kept(tmp_path: Path, api: Api) -> None:
+    """They are used, and nothing more."""
+    path = write_rows(tmp_path / "a.ndjson", 10)
+    to = api.to.replace("http://", "http://me:secret@")
+    api.trouble = lambda number, ids: Reply(404)
+    with pytest.raises(Stopped) as caught:
+        asyncio.run(backfill([str(path)], to=to, token=TOKEN))
+    assert "secret" not in str(caught.value)
+    assert "secret" not in Path(f"{path}.backfill").read_text()
+
+
+@pytest.mark.parametrize("pause", ["nan", "soon", "Fri, 31 Dec 2027 23:59:59 GMT"])
+def test_a_retry_after_that_is_no_number_is_passed_over(tmp_path: Path, api: Api, pause: str) -> None:
+    """The backoff of our own is waited for instead."""
+    api.trouble = lambda number, ids: Reply(503, {"retry-after": pause}) if number == 1 else None
+    assert run(write_rows(tmp_path / "a.ndjson", 10), api).retries == 1
+
+
+def test_an_answer_without_a_length_that_was_cut_is_asked_for_again(tmp_path: Path, api: Api) -> None:
+    """It is no sign of another API: the rows are sent again."""
+    cut = Reply(200, {}, b'{"success":tr', has_length=False)
+    api.trouble = lambda number, ids: cut if number == 1 else None
+    report = run(write_rows(tmp_path / "a.ndjson", 10), api)
+    assert (report.accepted, report.retries) == (10, 1)
 
 
 def test_patience_ends(tmp_path: Path, api: Api) -> None:

@@ -37,6 +37,8 @@ class Response(msgspec.Struct, frozen=True):
     status: int
     body: bytes
     retry_after: str = ""
+    has_end: bool = True
+    """The server said how long the body is; without that, one that was cut looks like a whole one."""
 
 
 class Connections:
@@ -102,10 +104,12 @@ class Connections:
         """Cut the requests that are under way, and close."""
         self._is_closing.set()
         for connection in self._busy:
-            if connection.sock is not None:
+            # Looked at once: its thread may close it meanwhile.
+            connected = connection.sock
+            if connected is not None:
                 with suppress(OSError):
                     # That of the plain socket: TLS would wait for the thread that reads.
-                    socket.socket.shutdown(connection.sock, socket.SHUT_RDWR)
+                    socket.socket.shutdown(connected, socket.SHUT_RDWR)
         self._threads.shutdown()
         for connection in (*self._idle, *self._busy):
             connection.close()
@@ -121,7 +125,8 @@ class _Route:
         self.host = str(url.hostname)
         self.target = quote(url.path.rstrip("/"), safe="/%:@!$&'()*+,;=~")
         self.headers = _HEADERS | _credentials("authorization", url)
-        self._port = url.port
+        # Without a number http.client looks for one in the host, and finds that of an IPv6 address.
+        self._port = url.port or (443 if url.scheme == "https" else 80)
         self._tls = _trusted() if url.scheme == "https" else None
         self._proxy = _proxy(url)
         if self._proxy is not None and self._tls is None:
@@ -131,7 +136,9 @@ class _Route:
 
     def connection(self) -> HTTPConnection:
         """One that is not open yet."""
-        host, port = (self.host, self._port) if self._proxy is None else (str(self._proxy.hostname), self._proxy.port)
+        host, port = self.host, self._port
+        if self._proxy is not None:
+            host, port = str(self._proxy.hostname), self._proxy.port or 80
         if self._tls is None:
             return HTTPConnection(host, port, timeout=CONNECT_SECONDS)
         connection = HTTPSConnection(host, port, timeout=CONNECT_SECONDS, context=self._tls)
@@ -144,9 +151,17 @@ def _split(url: str) -> SplitResult | None:
     """The parts of a URL with a host; None when it has none, or a port that is none."""
     try:
         parts = urlsplit(url)
+        # As it is looked up, which refuses an empty label and one that is too long.
+        str(parts.hostname).encode("idna")
         return parts if parts.hostname and parts.port != 0 else None
     except ValueError:
         return None
+
+
+def without_credentials(url: str) -> str:
+    """A URL as it may be shown and kept."""
+    parts = _split(url)
+    return url if parts is None else parts._replace(netloc=_authority(parts)).geturl()
 
 
 def _authority(url: SplitResult) -> str:
@@ -194,7 +209,7 @@ def _read(answer: HTTPResponse) -> Response | None:
     if not has_end and not body:
         # http.client takes a head that breaks off for a whole one, with nothing behind it.
         return None
-    return Response(answer.status, body, answer.headers.get("retry-after", ""))
+    return Response(answer.status, body, answer.headers.get("retry-after", ""), has_end)
 
 
 def _is_usable(connection: HTTPConnection) -> bool:

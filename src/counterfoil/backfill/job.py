@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from counterfoil.backfill.batches import Batch, Batcher
-from counterfoil.backfill.connections import Connections
+from counterfoil.backfill.connections import Connections, without_credentials
 from counterfoil.backfill.errors import BackfillError
 from counterfoil.backfill.journal import (
     JOURNAL_VERSION,
@@ -186,7 +186,8 @@ class _Run:
         mapping_hash = hashlib.sha256(
             self._mapping.model_dump_json().encode() if self._mapping is not None else b""
         ).hexdigest()
-        facts = JobFacts(JOURNAL_VERSION, self._to, mapping_hash, tuple(facts_of(one) for one in self._inputs))
+        shown = without_credentials(self._to)
+        facts = JobFacts(JOURNAL_VERSION, shown, mapping_hash, tuple(facts_of(one) for one in self._inputs))
         connections = Connections(self._to, in_flight_max)
         with ExitStack() as stack:
             self._journal = Journal.open(self._job, facts, self._files)
@@ -196,7 +197,9 @@ class _Run:
                 stack.callback(rejected.close)
             async with connections:
                 limits = await fetch_limits(connections)
-                self._sender = BatchSender(connections, self._to, self._token, Window(in_flight_max), patience_seconds)
+                if len(self._token.strip()) > limits.token_chars_max:
+                    raise BackfillError(f"the token is longer than the {limits.token_chars_max} characters it may have")
+                self._sender = BatchSender(connections, shown, self._token, Window(in_flight_max), patience_seconds)
                 try:
                     await self._send_all(limits, min(batch_rows, limits.rows_max), in_flight_max)
                 except BackfillError as error:

@@ -4,7 +4,7 @@
     200, 207                   `invalid_event` rows are rejected, `queue_failed` rows are sent again
     500 with results           the same
     500, 429, 408, 5xx, none   the same rows again, after Retry-After or a backoff; one batch fewer in flight at a time
-    413, 400                   in halves; a row that is refused alone is rejected
+    413, 400 of the API        in halves; a row that is refused alone is rejected
     401, 404, 405, 415, other  the job stops: trying again can't help until somebody acts
 
 Rows that are sent again have the same distinctId, so what the server took without answering is a repeat to it.
@@ -13,9 +13,11 @@ Rows that are sent again have the same distinctId, so what the server took witho
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 
 import msgspec
+from pydantic import ValidationError
 
 from counterfoil.backfill.batches import Rows
 from counterfoil.backfill.connections import Connections, Response
@@ -27,8 +29,8 @@ BACKOFF_SECONDS_MIN = 0.1
 BACKOFF_SECONDS_MAX = 15.0
 RETRY_AFTER_SECONDS_MAX = 60.0
 _AGAIN = frozenset({408, 409, 425, 429})
-_SMALLER = frozenset({400, 413})
 _STOPPED = {
+    400: "not an answer of this API: is it http:// where https:// is spoken?",
     401: "the token is unknown there: see --token-file",
     404: "there is no such path: --to is the base URL, with /api/v1 at its end",
     405: "that address takes no /batch: --to is the base URL, with /api/v1 at its end",
@@ -94,7 +96,8 @@ class BatchSender:
         self._head = b'{"token":' + msgspec.json.encode(token) + b',"events":['
         self._window = window
         self._patience_seconds = patience_seconds
-        self._last_success: float | None = None
+        self._in_trouble_since: float | None = None
+        """When a request failed, and none has brought a row its answer since."""
         self._all_accepted = 0, b""
         """The last answer that was read and accepts every row, and how many: an equal one needs no reading again."""
         self.retries = 0
@@ -113,7 +116,7 @@ class BatchSender:
         attempt = 0
         while rows:
             answer = await self._post(rows)
-            if answer is not None and answer.status in _SMALLER:
+            if answer is not None and _is_too_much(answer):
                 await self._send_smaller(rows, answer, sent)
                 return
             failed = rows
@@ -123,7 +126,7 @@ class BatchSender:
                 raise BackfillError(f"{self._to} answered {answer.status}: {_why(answer.status)}")
             if len(failed) < len(rows):
                 attempt = 0
-                self._last_success = asyncio.get_running_loop().time()
+                self._in_trouble_since = None
             rows = failed
             if rows:
                 sent.repeated += len(rows)
@@ -150,7 +153,7 @@ class BatchSender:
             return _NO_ROWS
         read = _read(answer)
         if read is None or read.results is None:
-            if answer.status == 500:
+            if answer.status == 500 or (read is None and not answer.has_end):
                 return rows
             raise BackfillError(f"{self._to} answered {answer.status} without results: is it a server of this API?")
         if [result.index for result in read.results] != list(range(len(rows))):
@@ -174,9 +177,9 @@ class BatchSender:
         self._window.went_badly()
         self.retries += 1
         loop = asyncio.get_running_loop()
-        if self._last_success is None:
-            self._last_success = loop.time()
-        if loop.time() - self._last_success > self._patience_seconds:
+        if self._in_trouble_since is None:
+            self._in_trouble_since = loop.time()
+        if loop.time() - self._in_trouble_since > self._patience_seconds:
             status = "no answer" if answer is None else f"status {answer.status}"
             raise BackfillError(
                 f"{self._to}: {status} for {self._patience_seconds:.0f} s; go on later with the same command"
@@ -194,7 +197,15 @@ async def fetch_limits(connections: Connections) -> Limits:
         return Limits()
     if not isinstance(offered, dict):
         return Limits()
-    return Limits.model_validate({name: offered[name] for name in Limits.model_fields if name in offered})
+    try:
+        return Limits.model_validate({name: offered[name] for name in Limits.model_fields if name in offered})
+    except ValidationError:
+        return Limits()
+
+
+def _is_too_much(answer: Response) -> bool:
+    """Whether less may be taken: a 413 of whoever stands in the way, too, but a 400 of this API alone."""
+    return answer.status == 413 or (answer.status == 400 and _read(answer) is not None)
 
 
 def _may_help(status: int) -> bool:
@@ -207,11 +218,10 @@ def _why(status: int) -> str:
 
 def _retry_after(answer: Response | None) -> float | None:
     try:
-        return min(
-            max(float(answer.retry_after if answer is not None else ""), BACKOFF_SECONDS_MIN), RETRY_AFTER_SECONDS_MAX
-        )
+        seconds = float(answer.retry_after if answer is not None else "")
     except ValueError:
         return None
+    return None if math.isnan(seconds) else min(max(seconds, BACKOFF_SECONDS_MIN), RETRY_AFTER_SECONDS_MAX)
 
 
 def _read(answer: Response) -> _Answer | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from counterfoil.backfill.job import Status, Tally
     from counterfoil.backfill.reading import Format
 
+INTERRUPTED = 128 + signal.SIGINT
 _PLAIN_SECONDS = 5.0
 _CELL_CHARS_MAX = 100
 
@@ -73,8 +75,10 @@ def backfill(
         return
     if not to or token_file is None:
         raise typer.BadParameter("--to and --token-file are needed; --dry-run needs neither")
+    if report is not None and (report.is_dir() or not report.parent.is_dir()):
+        raise typer.BadParameter(f"{report}: expected a file in a directory that is there")
     stopped: BackfillError | None = None
-    with _progress(files, as_json) as observe:
+    with _progress(files, file_format, as_json) as observe:
         try:
             done = asyncio.run(
                 send(
@@ -92,11 +96,17 @@ def backfill(
             )
         except Stopped as error:
             stopped, done = error, error.report
+        except KeyboardInterrupt:
+            sys.stderr.write("counterfoil: interrupted; the same command goes on with what is not confirmed\n")
+            raise typer.Exit(INTERRUPTED) from None
     _print_report(done, as_json)
     if report is not None:
         import msgspec
 
-        report.write_bytes(msgspec.json.format(msgspec.json.encode(done)) + b"\n")
+        from counterfoil.backfill.errors import writing
+
+        with writing(report):
+            report.write_bytes(msgspec.json.format(msgspec.json.encode(done)) + b"\n")
     if stopped is not None:
         raise stopped
     raise typer.Exit(NO if done.rejected else DONE)
@@ -202,7 +212,7 @@ def _print_status(status: Status, as_json: bool) -> None:
 
 
 @contextmanager
-def _progress(files: list[str], as_json: bool) -> Iterator[Callable[[Tally], None]]:
+def _progress(files: list[str], file_format: Format | None, as_json: bool) -> Iterator[Callable[[Tally], None]]:
     """A bar for people; where nobody reads along, a line now and then."""
     if as_json or not sys.stderr.isatty():
         yield _plain_lines()
@@ -220,7 +230,9 @@ def _progress(files: list[str], as_json: bool) -> Iterator[Callable[[Tally], Non
     )
     began = time.monotonic()
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=_total_bytes(files), rate="0", accepted="0", rejected="0", retries="0")
+        task = bar.add_task(
+            "", total=_total_bytes(files, file_format), rate="0", accepted="0", rejected="0", retries="0"
+        )
 
         def observe(tally: Tally) -> None:
             rate = (tally.accepted + tally.rejected) / max(time.monotonic() - began, 0.001)
@@ -253,10 +265,10 @@ def _plain_lines() -> Callable[[Tally], None]:
     return observe
 
 
-def _total_bytes(files: list[str]) -> int | None:
+def _total_bytes(files: list[str], file_format: Format | None) -> int | None:
     """The bytes of all files where they are as long as their records: then the bar has an end."""
     from counterfoil.backfill.reading import find_inputs
 
-    inputs = find_inputs(files)
-    plain = all(one.format == "ndjson" and not one.path.endswith((".gz", ".zst")) for one in inputs)
+    inputs = find_inputs(files, file_format)
+    plain = all(one.format == "ndjson" and one.is_seekable and not one.path.endswith((".gz", ".zst")) for one in inputs)
     return sum(one.size_bytes for one in inputs) if plain else None
