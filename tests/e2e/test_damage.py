@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.e2e import damage
-from tests.e2e.server import TOKEN, Server, command, running, until
+from tests.e2e.server import TOKEN, WAIT_SECONDS, Server, command, running, until
 
 FIRST, LATER = 40, 5
 
@@ -125,7 +125,7 @@ def test_what_no_process_can_open_is_named_at_the_start(server: Server, name: st
     path.symlink_to(path.name)
     server.start(wait=False)
     assert server.process is not None
-    assert server.process.wait(60) == 1
+    assert server.process.wait(WAIT_SECONDS) == 1
     server.stop()
     told = [line for line in server.log_path.read_text().splitlines() if not line.startswith("{")]
     assert len(told) == 1
@@ -143,16 +143,20 @@ def test_what_the_pipeline_can_not_open_holds_it(server: Server) -> None:
         command("pipeline", "--config", str(server.config)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        until(lambda: server.console("/livez") == 200, "the console answers", seconds=60)
+        until(lambda: server.console("/livez") == 200, "the console answers")
         assert held_reason(server).startswith(f"{segment}: No such file or directory; everything in the data directory")
         done = subprocess.run(
-            command("audit", "--config", str(server.config)), capture_output=True, text=True, timeout=60, check=False
+            command("audit", "--config", str(server.config)),
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS,
+            check=False,
         )
         assert done.returncode == 1
         assert done.stderr == f"counterfoil: {segment}: No such file or directory\n"
     finally:
         half.terminate()
-        assert half.wait(60) == 0
+        assert half.wait(WAIT_SECONDS) == 0
 
 
 def test_what_stands_elsewhere_too_is_put_back(server: Server) -> None:
