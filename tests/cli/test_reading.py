@@ -80,15 +80,40 @@ def test_the_distinct_id_is_trimmed_as_when_it_was_sent(home: Path) -> None:
     assert len(facts(home, "trace", "  order-3\n")["rows"]) == 1
 
 
-@pytest.mark.parametrize("arguments", [("order-9",), ("order-1", "--source", "shop")], ids=["id", "source"])
-def test_an_unknown_id_is_a_no(home: Path, arguments: tuple[str, ...]) -> None:
+def test_an_unknown_id_is_a_no(home: Path) -> None:
     """`trace` of what it doesn't know says so, and ends with 1."""
-    assert call(home, "trace", *arguments, status=1).stdout == f"{arguments[0]}: no row of it is known\n"
-    assert facts(home, "trace", *arguments, status=1) == {
-        "distinct_id": arguments[0],
-        "rows": [],
-        "is_whole": True,
-    }
+    assert call(home, "trace", "order-9", status=1).stdout == "order-9: no row of it is known\n"
+    assert facts(home, "trace", "order-9", status=1) == {"distinct_id": "order-9", "rows": [], "is_whole": True}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("trace", "order-1", "--source", "shop"), "shop: neither the configuration nor the ledger has a source"),
+        (("replay", "lake", "--source", "shop"), "shop: neither the configuration nor the ledger has a source"),
+        (("dead", "list", "--source", "shop"), "shop: neither the configuration nor the ledger has a source"),
+        (("dead", "list", "--destination", "sea"), "sea: neither the configuration nor the ledger has a destination"),
+        (("dead", "export", "rows.ndjson", "--destination", "sea"), "sea: neither the configuration nor the ledger"),
+        (("dead", "drop", "--destination", "sea"), "sea: neither the configuration nor the ledger has a destination"),
+    ],
+)
+def test_a_mistyped_name_is_no_empty_answer(home: Path, arguments: tuple[str, ...], what: str) -> None:
+    """A name that is known nowhere is told as such, and not answered with "none"."""
+    assert what in complaint(home, *arguments, status=2)
+    assert not (home / "rows.ndjson").exists()
+
+
+def test_what_waits_for_a_destination_that_is_not_set_says_so(tmp_path: Path) -> None:
+    """Rows that are pending for a destination that was taken out of the configuration wait until it is back."""
+    kept = Kept(tmp_path)
+    kept.receive("website", [("order-1", 10)])
+    kept.settle()
+    assert "lake       pending, behind 0 rows\n" in call(tmp_path, "trace", "order-1").stdout
+    configuration = tmp_path / "counterfoil.toml"
+    configuration.write_text(configuration.read_text().replace('name = "lake"', 'name = "sea"'))
+    printed = call(tmp_path, "trace", "order-1").stdout
+    assert "lake       pending, behind 0 rows; it is not in the configuration\n" in printed
+    assert call(tmp_path, "dead", "list", "--destination", "lake").stdout == "No dead letters.\n"
 
 
 def test_the_books_balance(home: Path) -> None:
@@ -127,6 +152,20 @@ def test_books_that_do_not_balance_are_a_no(tmp_path: Path) -> None:
     assert "row_missing, group 1" in printed
     assert printed.endswith("The books do not balance.\n")
     call(tmp_path, "audit", "--no-destinations")
+
+
+def test_a_destination_that_can_not_be_asked_is_no_difference(tmp_path: Path) -> None:
+    """Nobody is told that the books differ where a table could not be read; but the audit is not content either."""
+    kept = Kept(tmp_path)
+    kept.receive("website", [("order-1", 10)])
+    kept.settle()
+    kept.deliver()
+    for file in (tmp_path / "data" / "lake" / "_delta_log").iterdir():
+        file.write_bytes(b"damaged")
+    printed = call(tmp_path, "audit", status=1).stdout
+    assert "lake could not be asked: " in printed
+    assert printed.endswith("The books balance so far; not every destination could be asked what it holds.\n")
+    assert not facts(tmp_path, "audit", status=1)["is_balanced"]
 
 
 def test_the_table_is_queried(home: Path) -> None:

@@ -61,7 +61,7 @@ def list_dead(
 
     counts: Counter[tuple[str, str, bool]] = Counter()
     letters: list[dict[str, Any]] = []
-    for found in _found(config, _filter(destination, reason, source, from_time, to_time)):
+    for found in _found(config, _filter(config, destination, reason, source, from_time, to_time)):
         counts[found.letter.destination, found.letter.reason, found.is_retryable] += 1
         if len(letters) < limit:
             letters.append(letter_facts(found))
@@ -149,7 +149,7 @@ def retry(
     from counterfoil.config import load_settings
     from counterfoil.pipeline.dead import plan_retry
 
-    wanted = _filter(destination, reason, source, from_time, to_time)
+    wanted = _filter(config, destination, reason, source, from_time, to_time)
     settings = load_settings(config)
     configured = {one.name for one in settings.destinations}
     if destination is not None and destination not in configured:
@@ -191,7 +191,7 @@ def export(
 
     rows = (
         sent_row(found.row) + b"\n"
-        for found in _found(config, _filter(destination, reason, source, from_time, to_time))
+        for found in _found(config, _filter(config, destination, reason, source, from_time, to_time))
         if found.row is not None and found.is_retryable
     )
     if file == "-":
@@ -238,7 +238,7 @@ def drop(
 
     if not any((destination, reason, source, from_time, to_time)):
         raise typer.BadParameter("say which: by --destination, --reason, --source, --from or --to")
-    orders = plan_drop(_found(config, _filter(destination, reason, source, from_time, to_time)))
+    orders = plan_drop(_found(config, _filter(config, destination, reason, source, from_time, to_time)))
     settings = load_settings(config)
     row_count = sum(len(order.seqs) for order in orders) if dry_run else give(settings, orders)
     _tell("dropped", row_count, dry_run=dry_run, as_json=as_json)
@@ -263,10 +263,18 @@ def letter_facts(found: FoundDead) -> dict[str, Any]:
 
 
 def _filter(
-    destination: str | None, reason: str | None, source: str | None, from_time: str | None, to_time: str | None
+    config: Path | None,
+    destination: str | None,
+    reason: str | None,
+    source: str | None,
+    from_time: str | None,
+    to_time: str | None,
 ) -> DeadFilter:
+    from counterfoil.cli.reading import refuse_unknown
+    from counterfoil.config import load_settings
     from counterfoil.pipeline.dead import DeadFilter
 
+    refuse_unknown(load_settings(config), destination=destination, source=source)
     return DeadFilter(destination, reason, source, time_ms(from_time), time_ms(to_time))
 
 

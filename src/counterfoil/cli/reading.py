@@ -36,6 +36,26 @@ def opened(settings: Settings) -> Iterator[tuple[Ledger, QueueReader]]:
         ledger.close()
 
 
+def refuse_unknown(settings: Settings, *, destination: str | None = None, source: str | None = None) -> None:
+    """Raise SettingsInvalid for a name that neither the configuration nor the ledger has: "none" would be no answer.
+
+    Raises what `opened` does.
+    """
+    from counterfoil.errors import SettingsInvalid
+
+    is_set = destination is None or destination in {one.name for one in settings.destinations}
+    if is_set and (source is None or source in {one.name for one in settings.sources}):
+        return
+    with opened(settings) as (ledger, _):
+        books = ledger.books()
+    if not is_set and destination not in {one.destination for one in books.destinations}:
+        raise SettingsInvalid(f"{destination}: neither the configuration nor the ledger has a destination of this name")
+    if source is not None and source not in {one.name for one in settings.sources} | {
+        one.source for one in books.sources
+    }:
+        raise SettingsInvalid(f"{source}: neither the configuration nor the ledger has a source of this name")
+
+
 def last_gone(settings: Settings) -> int:
     """The last group that retention has removed by now."""
     with opened(settings) as (ledger, _):

@@ -52,7 +52,7 @@ def replay(
     destination among others: they are accepted once more, and judged as if they came now.
     """
     from counterfoil.cli.ordering import give
-    from counterfoil.cli.reading import destinations, opened
+    from counterfoil.cli.reading import destinations, opened, refuse_unknown
     from counterfoil.config import load_settings
     from counterfoil.errors import SettingsInvalid
     from counterfoil.pipeline.replay import Replay, ReplayFilter
@@ -62,6 +62,7 @@ def replay(
     target = next((one for one in destinations(settings) if one.name == destination), None)
     if target is None:
         raise SettingsInvalid(f"{destination}: no destination of the configuration has this name")
+    refuse_unknown(settings, source=source)
     if verdict not in (None, "blocked") or (verdict and again):
         raise typer.BadParameter("--verdict is blocked, or left out; and never beside --again")
     if verdict is not None:

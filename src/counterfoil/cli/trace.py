@@ -28,12 +28,13 @@ def trace(
     When it was received, its verdict, where it went and when, or why not. Works while the server runs and while it
     doesn't. Exit status 1 when no row is known.
     """
-    from counterfoil.cli.reading import opened
+    from counterfoil.cli.reading import opened, refuse_unknown
     from counterfoil.config import load_settings
     from counterfoil.contract.text import trim
     from counterfoil.pipeline.trace import trace as traced
 
     settings = load_settings(config)
+    refuse_unknown(settings, source=source)
     with opened(settings) as (ledger, queue):
         # A source that is no longer in the configuration still has its rows.
         known = {one.name for one in settings.sources} | {one.source for one in ledger.books().sources}
@@ -45,7 +46,7 @@ def trace(
         )
     else:
         for row in found.rows:
-            _print_row(row)
+            _print_row(row, {one.name for one in settings.destinations})
         if not found.rows:
             print_line(f"{distinct_id}: no row of it is known")
         if not found.is_whole:
@@ -91,7 +92,7 @@ def delivery_facts(delivery: TracedDelivery) -> dict[str, Any]:
     }
 
 
-def _print_row(row: TracedRow) -> None:
+def _print_row(row: TracedRow, set_names: set[str]) -> None:
     facts = row_facts(row)
     print_line(f"{row.source}: {_VERDICTS[facts['verdict']]}")
     if row.verdict is not None and row.position is None:
@@ -105,8 +106,10 @@ def _print_row(row: TracedRow) -> None:
     if row.position is not None:
         print_line(f"  lies at    {row.position}")
     for delivery in row.deliveries:
+        is_unset = delivery.state.value == "pending" and delivery.destination not in set_names
+        unset = "; it is not in the configuration" if is_unset else ""
         earlier = "".join(f"{_resending_text(each)}; " for each in delivery.resendings)
-        print_line(f"  {delivery.destination:<10} {earlier}{_delivery_text(delivery)}")
+        print_line(f"  {delivery.destination:<10} {earlier}{_delivery_text(delivery)}{unset}")
 
 
 _VERDICTS = {
