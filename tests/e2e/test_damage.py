@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+import xxhash
 
+from counterfoil.files import RealFiles
+from counterfoil.queue.rolling import roll_idle
+from counterfoil.queue.segment import SEGMENT_HEADER_BYTES
 from tests.e2e import damage
 from tests.e2e.server import TOKEN, WAIT_SECONDS, Server, command, running, until
 
@@ -134,29 +140,54 @@ def test_what_no_process_can_open_is_named_at_the_start(server: Server, name: st
     )
 
 
-def test_what_the_pipeline_can_not_open_holds_it(server: Server) -> None:
-    """It does nothing until somebody acts: the page tells the file, and a command does in one line."""
-    segment = one(server, "queue/1/*.seg")
-    segment.unlink()
-    segment.symlink_to("nowhere")
+@contextlib.contextmanager
+def pipeline_alone(server: Server) -> Iterator[None]:
+    """`counterfoil pipeline`, until the end of the block; its console answers."""
     half = subprocess.Popen(
         command("pipeline", "--config", str(server.config)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         until(lambda: server.console("/livez") == 200, "the console answers")
-        assert held_reason(server).startswith(f"{segment}: No such file or directory; everything in the data directory")
-        done = subprocess.run(
-            command("audit", "--config", str(server.config)),
-            capture_output=True,
-            text=True,
-            timeout=WAIT_SECONDS,
-            check=False,
-        )
-        assert done.returncode == 1
-        assert done.stderr == f"counterfoil: {segment}: No such file or directory\n"
+        yield
     finally:
         half.terminate()
         assert half.wait(WAIT_SECONDS) == 0
+
+
+def complaint_of_audit(server: Server) -> str:
+    """What `audit` says of a queue that it can't read."""
+    done = subprocess.run(
+        command("audit", "--config", str(server.config)),
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 1
+    return done.stderr
+
+
+def test_what_the_pipeline_can_not_open_holds_it(server: Server) -> None:
+    """It does nothing until somebody acts: the page tells the file, and a command does in one line."""
+    segment = one(server, "queue/1/*.seg")
+    segment.unlink()
+    segment.symlink_to("nowhere")
+    with pipeline_alone(server):
+        assert held_reason(server).startswith(f"{segment}: No such file or directory; everything in the data directory")
+        assert complaint_of_audit(server) == f"counterfoil: {segment}: No such file or directory\n"
+
+
+def test_a_newer_segment_that_is_closed_holds_the_pipeline(server: Server) -> None:
+    """What a newer version wrote is refused in one line, also where no writer looks at it."""
+    segment = one(server, "queue/1/*.seg")
+    assert roll_idle(segment.parent, RealFiles(), server.directory / "quarantine", lambda: 0)
+    data = bytearray(segment.read_bytes())
+    data[16] += 1
+    data[8:16] = xxhash.xxh3_64_intdigest(data[:8] + data[16:SEGMENT_HEADER_BYTES]).to_bytes(8, "little")
+    segment.write_bytes(data)
+    with pipeline_alone(server):
+        assert held_reason(server).startswith(f"{segment} has format version 2, this Counterfoil reads versions up to")
+        assert complaint_of_audit(server) == f"counterfoil: {held_reason(server)}\n"
 
 
 def test_what_stands_elsewhere_too_is_put_back(server: Server) -> None:

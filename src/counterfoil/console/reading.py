@@ -292,6 +292,8 @@ def _written(queue: FrameSource, directory: DirectoryId) -> str:
         return _place(queue.durable_end(directory))
     except OSError as problem:
         return f"can't be read: {problem.strerror}"
+    except CounterfoilError as problem:
+        return f"can't be read: {problem}"
 
 
 def _place(position: FramePosition) -> str:

@@ -20,7 +20,7 @@ import structlog
 
 from counterfoil.destinations.build import build_destination
 from counterfoil.destinations.settings import DeltaSettings, DestinationSettings
-from counterfoil.errors import LedgerInUse, LedgerUnusable, LedgerWriteFailed
+from counterfoil.errors import LedgerInUse, LedgerUnusable, LedgerWriteFailed, StartRefused
 from counterfoil.files import RealFiles, is_standing, told_in_a_line
 from counterfoil.ledger import Ledger
 from counterfoil.lifeline import Lifeline
@@ -176,7 +176,7 @@ def main() -> None:
         ledger.close()
     except LedgerInUse:
         raise
-    except LedgerUnusable as problem:
+    except (LedgerUnusable, StartRefused) as problem:
         hold(line, str(problem), stop)
     except OSError as problem:
         if not is_standing(problem):
