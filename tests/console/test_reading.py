@@ -104,8 +104,9 @@ def test_books_are_read_while_the_pipeline_writes_them(tmp_path: Path, ledger: L
 
 
 def test_how_long_the_oldest_row_waits_is_told(tmp_path: Path, ledger: Ledger) -> None:
-    """The age of the oldest pending row begins when it was settled, and is 0 again when none is pending."""
-    ledger.register_destination("lake")
+    """From when it was settled, 0 again when none is pending; and 0 for a destination that is not set any more."""
+    for name in ("lake", "taken-out"):
+        ledger.register_destination(name)
     queue = QueueReader(tmp_path / "queue", RealFiles(), None)
     settler = Settler(queue, ledger, PipelineSettings(), clock=lambda: NOW_MS - 90_000)
     (tmp_path / "metrics").mkdir()
@@ -121,6 +122,8 @@ def test_how_long_the_oldest_row_waits_is_told(tmp_path: Path, ledger: Ledger) -
     assert (late.destinations[0].oldest_pending_seconds, done.destinations[0].oldest_pending_seconds) == (90, 0)
     assert (late.oldest_group, late.oldest_kept_ms) == (1, NOW_MS - 90_000)
     assert 'counterfoil_oldest_pending_seconds{destination="lake"} 90.0' in page
+    assert 'counterfoil_pending_rows{destination="taken-out"} 2.0' in page
+    assert 'counterfoil_oldest_pending_seconds{destination="taken-out"} 0.0' in page
     assert "counterfoil_oldest_kept_seconds 90.0" in page
 
 

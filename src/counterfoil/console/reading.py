@@ -167,7 +167,7 @@ class StateReader:
                 facts = None
         starts = {process.name: process.start_count for process in self._processes}
         quarantined = sum(1 for _ in self._quarantine.glob("*.bytes"))
-        ages = None if facts is None else ages_of(facts, self._clock())
+        ages = None if facts is None else ages_of(facts, self._clock(), self._destination_names)
         return metrics_page(
             directory, None if facts is None else facts.books, starts, quarantined, ages, self._disk.read()
         )
@@ -205,7 +205,7 @@ class StateReader:
                 books,
                 self._destination_names,
                 conditions_of(self._processes),
-                ages_of(facts, now_ms).oldest_pending_seconds,
+                ages_of(facts, now_ms, self._destination_names).oldest_pending_seconds,
             ),
             writers=writers_of(self._queue, facts.reading),
             ledger=problem,
@@ -215,16 +215,17 @@ class StateReader:
         )
 
 
-def ages_of(facts: LedgerFacts, now_ms: int) -> Ages:
+def ages_of(facts: LedgerFacts, now_ms: int, set_names: Sequence[str]) -> Ages:
     """How long the oldest rows wait and are kept; 0 where the clock stands before them."""
 
     def seconds(at_ms: int) -> float:
         return max(0, now_ms - at_ms) / 1000
 
     return Ages(
-        # A destination that waits for nothing has an age as well, so that an alert on it ends.
+        # A destination that waits for nothing has an age as well, so that an alert on it ends; and for one that was
+        # taken out of the configuration nobody is to be woken.
         oldest_pending_seconds={each.destination: 0.0 for each in facts.books.destinations}
-        | {name: seconds(at_ms) for name, at_ms in facts.oldest_pending_ms.items()},
+        | {name: seconds(at_ms) for name, at_ms in facts.oldest_pending_ms.items() if name in set_names},
         oldest_kept_seconds=0.0 if facts.oldest_kept_ms is None else seconds(facts.oldest_kept_ms),
         oldest_group=facts.oldest_group,
     )

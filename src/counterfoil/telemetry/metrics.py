@@ -132,7 +132,8 @@ ERASED = _booked(
 OLDEST_PENDING = _booked(
     "counterfoil_oldest_pending_seconds",
     Kind.GAUGE,
-    "Seconds since the oldest row was settled that a destination is still to take; 0 when there is none.",
+    "Seconds since the oldest row was settled that a destination is still to take; 0 when there is none, or it is not "
+    "in the configuration.",
     "destination",
 )
 OLDEST_KEPT = _booked(
