@@ -285,6 +285,17 @@ def test_an_address_is_read_like_a_path(tmp_path: Path) -> None:
     assert records((tmp_path / "a.ndjson").as_uri()) == [(1, {"a": 1})]
 
 
+def test_a_pattern_may_end_an_address(tmp_path: Path) -> None:
+    """A warehouse unloads many files; a pattern that names none is an error."""
+    for name in ("part-1.ndjson", "part-0.ndjson", "other.csv"):
+        (tmp_path / name).write_bytes(b'{"a":1}\n')
+    found = find_inputs([f"{tmp_path.as_uri()}/part-*.ndjson"])
+    assert [one.path for one in found] == [f"{tmp_path.as_uri()}/part-{n}.ndjson" for n in range(2)]
+    assert one_by_one(read_records(found[1])) == [(1, b'{"a":1}')]
+    with pytest.raises(BackfillError, match="no such file"):
+        find_inputs([f"{tmp_path.as_uri()}/none-*"])
+
+
 def test_a_run_holds_about_a_chunk_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory is bounded: records that come one by one are handed on when they are many, or large."""
     monkeypatch.setattr(reading, "CHUNK_BYTES", 1000)

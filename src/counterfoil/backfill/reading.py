@@ -28,6 +28,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -134,9 +135,26 @@ def encode_record(record: dict[str, Any]) -> bytes:
 
 
 def _expanded(path: str) -> list[str]:
-    if path == STANDARD_INPUT or "://" in path or Path(path).exists():
+    if "://" in path:
+        return _expanded_address(path) if "*" in path.rpartition("/")[2] else [path]
+    if path == STANDARD_INPUT or Path(path).exists():
         return [path]
     matches = sorted(glob.glob(path))  # noqa: PTH207 (a pattern of the user's, absolute or not)
+    if not matches:
+        raise BackfillError(f"{path}: no such file")
+    return matches
+
+
+def _expanded_address(path: str) -> list[str]:
+    """The addresses that a pattern in the last part of one names."""
+    directory, _, pattern = path.rpartition("/")
+    system, inner = _file_system(directory)
+    try:
+        found = system.get_file_info(pa.fs.FileSelector(inner, allow_not_found=True))
+    except OSError as error:
+        raise BackfillError(f"{path}: can't be listed ({type(error).__name__})") from None
+    names = sorted(one.base_name for one in found if one.type == pa.fs.FileType.File)
+    matches = [f"{directory}/{name}" for name in names if fnmatchcase(name, pattern)]
     if not matches:
         raise BackfillError(f"{path}: no such file")
     return matches
