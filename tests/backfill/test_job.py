@@ -515,6 +515,15 @@ def test_a_batch_keeps_to_the_servers_limit(tmp_path: Path, api: Api) -> None:
     assert max(len(batch) for batch in api.batches) == 100
 
 
+def test_what_is_too_long_is_one_kind_of_error(tmp_path: Path) -> None:
+    """A dry run shows a line for it, not one for each length."""
+    path = tmp_path / "a.ndjson"
+    path.write_text("".join(json.dumps({"event": "e" * n, "distinctId": f"d{n}"}) + "\n" for n in range(1001, 1011)))
+    (fault,) = dry_run([str(path)], now_ms=NOW_MS).faults
+    assert fault.count == 10
+    assert fault.message == "row.event: expected a string of 1 to 1000 characters, found another number of characters"
+
+
 def test_a_dry_run_sends_nothing_and_groups_what_is_wrong(tmp_path: Path, api: Api) -> None:
     """Each kind of error has a count and its first lines; old rows are told with the setting that allows them."""
     old = {"event": "e", "distinctId": "old", "time": NOW_MS - 30 * 86_400_000}

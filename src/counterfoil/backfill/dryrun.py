@@ -24,6 +24,7 @@ LINES_SHOWN = 3
 MS_A_DAY = 24 * 60 * 60 * 1000
 _CHUNK_RECORDS = 500
 _PLACE = re.compile(r"^events\[\d+\]")
+_COUNTED = re.compile(r"found \d+ ")
 
 
 class Fault(msgspec.Struct):
@@ -121,7 +122,9 @@ def _judge(
             _note(kinds, rejected.message, path, number)
         return
     for index, message in judged.faults.items():
-        _note(kinds, _PLACE.sub("row", message), path, numbers[index])
+        # Strings that are too long are one kind, however long each is.
+        kind = _COUNTED.sub("found another number of ", _PLACE.sub("row", message))
+        _note(kinds, kind, path, numbers[index])
     found.good += len(judged.bodies)
     for index in judged.indexes[: max(0, SHOWN_ROWS - len(found.rows))]:
         found.rows.append(msgspec.json.decode(bodies[index]))
