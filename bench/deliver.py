@@ -70,7 +70,7 @@ server.serve_forever()
 
 def deliver_all(directory: Path, queue: MadeFrames, destination: Destination, settings: DeliverySettings) -> float:
     """Seconds for everything that was settled, from the first group to the last cursor."""
-    ledger = Ledger.open(directory / "ledger", LedgerSettings(), LEDGER, mode="write")
+    ledger = Ledger.open(directory / "ledger", LedgerSettings(), LEDGER)
     ledger.register_destination(settings.name)
     settler = Settler(queue, ledger, PipelineSettings(), _clock_ms)
     while settler.step():

@@ -122,7 +122,7 @@ class Speed(msgspec.Struct, frozen=True):
 def measured_speed(directory: Path, rows: int) -> Speed:
     """Settle all, then deliver all, from frames that lie ready."""
     queue = MadeFrames(rows)
-    ledger = Ledger.open(directory / "ledger", LedgerSettings(), LEDGER, mode="write")
+    ledger = Ledger.open(directory / "ledger", LedgerSettings(), LEDGER)
     destination = _destination(directory)
     ledger.register_destination("lake")
     settler = Settler(queue, ledger, PipelineSettings(), _clock_ms)

@@ -110,7 +110,7 @@ class MadeFrames:
 def measured(directory: Path, keys: int, rows: int, frame_rows: int) -> Figures:
     """The figures of settling `rows` rows into an index that already holds `keys` keys."""
     settings = PipelineSettings()
-    ledger = Ledger.open(directory, LedgerSettings(), UUID(int=1), mode="write")
+    ledger = Ledger.open(directory, LedgerSettings(), UUID(int=1))
     queue = MadeFrames(frame_rows)
     settler = Settler(queue, ledger, settings, lambda: time.time_ns() // 1_000_000)
     batch = 8 * settings.group_rows

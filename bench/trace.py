@@ -30,7 +30,7 @@ import msgspec
 from counterfoil.contract.facts import key_hashes, key_prefix
 from counterfoil.datadir import DataDir
 from counterfoil.files import RealFiles
-from counterfoil.ledger import Ledger
+from counterfoil.ledger import Ledger, LedgerReader
 from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.pipeline.settings import PipelineSettings
 from counterfoil.pipeline.settle import Settler
@@ -88,7 +88,7 @@ async def fill_queue(data: DataDir, rows: int) -> None:
 
 def settle_all(data: DataDir) -> None:
     """Settle everything, and note nine tenths of it as delivered."""
-    ledger = Ledger.open(data.ledger, LedgerSettings(), data.id, mode="write")
+    ledger = Ledger.open(data.ledger, LedgerSettings(), data.id)
     ledger.register_destination("lake")
     settler = Settler(QueueReader(data.queue, RealFiles(), None), ledger, PipelineSettings(), lambda: _NOW_MS)
     while settler.step():
@@ -105,7 +105,7 @@ def settle_all(data: DataDir) -> None:
 
 def one_trace(data: DataDir, number: int) -> None:
     """The work of one command: open, look up, read, close."""
-    ledger = Ledger.open(data.ledger, LedgerSettings(), data.id, mode="read")
+    ledger = LedgerReader.open(data.ledger, LedgerSettings(), data.id)
     found = trace(ledger, QueueReader(data.queue, RealFiles(), None), [SOURCE], distinct_id(number))
     assert len(found.rows) == 1, "the row is not known"
     assert found.rows[0].received_at_ms == _NOW_MS

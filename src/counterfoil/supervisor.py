@@ -109,9 +109,9 @@ def _run(part: Part, load: Load) -> int:
 
 def stored_ledger_id(settings: Settings) -> UUID | None:
     """The id that the ledger has, when the files that name it are lost."""
-    from counterfoil.ledger import Ledger  # RocksDB, which the supervisor needs for nothing else.
+    from counterfoil.ledger import LedgerReader  # RocksDB, which the supervisor needs for nothing else.
 
-    return Ledger.stored_id(settings.data_dir / "ledger", settings.ledger)
+    return LedgerReader.stored_id(settings.data_dir / "ledger", settings.ledger)
 
 
 def recover_queue(data_dir: DataDir) -> None:

@@ -90,7 +90,7 @@ class Kept:
             yield from delivered_rows(frame, indexes, seq_of(group.number, first))[0]
 
     def _ledger(self) -> Ledger:
-        return Ledger.open(self.data.ledger, self.settings.ledger, self.data.id, mode="write")
+        return Ledger.open(self.data.ledger, self.settings.ledger, self.data.id)
 
     def _queue(self) -> QueueReader:
         return QueueReader(self.data.queue, RealFiles(), quarantine=None)

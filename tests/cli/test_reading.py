@@ -143,7 +143,7 @@ def test_books_that_do_not_balance_are_a_no(tmp_path: Path) -> None:
     kept = Kept(tmp_path)
     kept.receive("website", [("order-1", 10)])
     kept.settle()
-    ledger = Ledger.open(kept.data.ledger, kept.settings.ledger, kept.data.id, mode="write")
+    ledger = Ledger.open(kept.data.ledger, kept.settings.ledger, kept.data.id)
     ledger.record_delivery("lake", first_group=1, last_group=1, delivered_rows=1, commit="0", at_ms=1)
     ledger.close()
     found = facts(tmp_path, "audit", status=1)

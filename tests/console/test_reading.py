@@ -75,7 +75,7 @@ def reading(data_dir: Path, ledger_id: UUID = LEDGER_ID) -> Iterator[StateReader
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    opened = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="write")
+    opened = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID)
     yield opened
     opened.close()
 

@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from counterfoil.datadir import DataDir
-from counterfoil.ledger import Ledger
+from counterfoil.ledger import LedgerReader
 from counterfoil.ledger.settings import LedgerSettings
 from tests.e2e.server import TOKEN, Server, until
 from tests.http_receiver import Received, Receiver, Reply, http_receiver
@@ -145,7 +145,7 @@ def dead_letters(server: Server, destination: str) -> dict[str, str]:
     """The distinctIds of a destination's dead letters, and why."""
     names = {row["seq"]: row["distinct_id"] for row in server.rows()}
     data = DataDir(server.directory / "data")
-    ledger = Ledger.open(data.ledger, LedgerSettings(), data.id, mode="read")
+    ledger = LedgerReader.open(data.ledger, LedgerSettings(), data.id)
     try:
         return {names[letter.seq]: letter.reason for letter in ledger.dead_letters(destination)}
     finally:

@@ -316,7 +316,6 @@ class Stack:
             data_dir.ledger,
             LedgerSettings(write_buffer_bytes=4 * MIB, cache_bytes=8 * MIB),
             self.ledger_id,
-            mode="write",
         )
         self.queue = QueueReader(data_dir.queue, files, data_dir.quarantine)
         settings = DeltaSettings(name="lake", batch_seconds=0.02, merge_commits=4, keep_hours=0)

@@ -6,13 +6,12 @@ import shutil
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 from unittest.mock import patch
 
 import pytest
 
 from counterfoil.errors import LedgerDamaged, LedgerInUse, LedgerUnusable, LedgerWriteFailed
-from counterfoil.ledger import Ledger
+from counterfoil.ledger import Ledger, LedgerReader
 from counterfoil.ledger.records import FORMAT_VERSION
 from counterfoil.ledger.store import COMMITTED, FACTS, Store
 from tests.ledger.test_ledger import LEDGER_ID, SETTINGS, one_row, opened
@@ -125,10 +124,10 @@ def test_a_damaged_file_that_the_ledger_does_not_need(killed: Path, tmp_path: Pa
     read_whole(damaged_copy(killed, tmp_path, pattern, damage))
 
 
-@pytest.mark.parametrize("mode", ["write", "read"])
+@pytest.mark.parametrize("kind", [Ledger, LedgerReader])
 @pytest.mark.parametrize("pattern", ["CURRENT", "MANIFEST-*", "rocksdict-config.json"])
 def test_a_directory_in_a_files_place_is_told(
-    killed: Path, tmp_path: Path, pattern: str, mode: Literal["read", "write"]
+    killed: Path, tmp_path: Path, pattern: str, kind: type[LedgerReader]
 ) -> None:
     """Whoever opens the ledger is told in one line what to look at, also where only reading is wanted."""
     shutil.copytree(killed / "ledger", tmp_path / "ledger")
@@ -136,7 +135,7 @@ def test_a_directory_in_a_files_place_is_told(
     file.unlink()
     file.mkdir()
     with pytest.raises(LedgerUnusable, match=r": see that the disk|; everything in the data directory must be"):
-        Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode=mode)
+        kind.open(tmp_path / "ledger", SETTINGS, LEDGER_ID)
 
 
 def test_a_lock_that_can_not_be_opened_is_nobodys(killed: Path, tmp_path: Path) -> None:
@@ -154,7 +153,7 @@ def test_a_reader_tells_a_current_that_is_no_text(killed: Path, tmp_path: Path) 
     shutil.copytree(killed / "ledger", tmp_path / "ledger")
     (tmp_path / "ledger" / "CURRENT").write_bytes(b"\xff\xfe\n")
     with pytest.raises(LedgerDamaged, match="CURRENT: names no manifest"):
-        Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
+        LedgerReader.open(tmp_path / "ledger", SETTINGS, LEDGER_ID)
 
 
 def test_a_ledger_whose_log_and_note_are_gone_is_not_begun_anew(killed: Path, tmp_path: Path) -> None:
@@ -170,7 +169,7 @@ def test_a_reader_refuses_what_lost_commits(killed: Path, tmp_path: Path) -> Non
     """A command that reads does not take the part that is left for the whole."""
     damaged_copy(killed, tmp_path, "*.log", "cut")
     with pytest.raises(LedgerDamaged):
-        Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
+        LedgerReader.open(tmp_path / "ledger", SETTINGS, LEDGER_ID)
 
 
 def test_a_lost_note_of_what_was_committed_is_no_damage(tmp_path: Path) -> None:
@@ -244,7 +243,7 @@ def test_a_ledger_of_a_newer_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         LedgerUnusable, match=f"format version {FORMAT_VERSION + 1}, this .* reads versions up to {FORMAT_VERSION}"
     ):
-        Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
+        LedgerReader.open(tmp_path / "ledger", SETTINGS, LEDGER_ID)
 
 
 def test_a_ledger_in_use_is_refused(tmp_path: Path) -> None:
@@ -258,7 +257,7 @@ def test_a_ledger_in_use_is_refused(tmp_path: Path) -> None:
 def test_reading_where_no_ledger_is_makes_none(tmp_path: Path) -> None:
     """A reader says that there is none, and leaves nothing behind."""
     with pytest.raises(LedgerUnusable, match="there is no ledger here"):
-        Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
+        LedgerReader.open(tmp_path / "ledger", SETTINGS, LEDGER_ID)
     assert list(tmp_path.iterdir()) == []
 
 

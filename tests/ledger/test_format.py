@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from counterfoil.errors import LedgerUnusable
-from counterfoil.ledger import Ledger
+from counterfoil.ledger import Ledger, LedgerReader
 from counterfoil.ledger.records import FORMAT_VERSION
 from counterfoil.ledger.store import FAMILIES, Family, Store
 from tests.ledger.test_ledger import SETTINGS, opened
@@ -38,9 +38,10 @@ def test_a_ledger_of_format_3_is_brought_up_by_the_server(tmp_path: Path) -> Non
     """A reader says what to do and changes nothing; a writer has every count, every dead letter and copy after it."""
     lay_down(tmp_path)
     with pytest.raises(LedgerUnusable, match=f"format version 3; start the server once, .* to {FORMAT_VERSION}"):
-        Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
-    for mode in ("write", "read", "write"):
-        ledger = Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode=mode)
+        LedgerReader.open(tmp_path / "ledger", SETTINGS, LEDGER_ID)
+    kinds: tuple[type[LedgerReader], ...] = (Ledger, LedgerReader, Ledger)
+    for kind in kinds:
+        ledger = kind.open(tmp_path / "ledger", SETTINGS, LEDGER_ID)
         books = ledger.books()
         (source,) = books.sources
         assert (source.new, source.duplicate, source.conflict, source.test, source.erased) == (5, 2, 1, 1, 0)

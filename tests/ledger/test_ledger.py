@@ -15,6 +15,7 @@ from counterfoil.ledger import (
     GroupFrame,
     GroupNumber,
     Ledger,
+    LedgerReader,
     RoutedCount,
     Seq,
     Settled,
@@ -36,7 +37,7 @@ def position(offset: int) -> FramePosition:
 
 
 def opened(path: Path, ledger_id: UUID = LEDGER_ID) -> Ledger:
-    return Ledger.open(path / "ledger", SETTINGS, ledger_id, mode="write")
+    return Ledger.open(path / "ledger", SETTINGS, ledger_id)
 
 
 def one_row(number: int, key: bytes, *, destinations: tuple[str, ...] | None = None, at_ms: int = 1000) -> Settled:
@@ -134,7 +135,7 @@ def test_a_reader_sees_one_moment_until_it_catches_up(tmp_path: Path) -> None:
     """L7: what is recorded after a reader was opened shows when it catches up, also in a new generation."""
     ledger = opened(tmp_path)
     ledger.record(one_row(1, b"a" * 16))
-    reader = Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
+    reader = LedgerReader.open(tmp_path / "ledger", SETTINGS, LEDGER_ID)
     ledger.tend(now_ms=16 * DAY_MS, running_ms=16 * DAY_MS)
     ledger.record(one_row(2, b"b" * 16, at_ms=16 * DAY_MS))
     assert reader.last_group() == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from counterfoil.ledger import Ledger, pack_seen, seq_of
+from counterfoil.ledger import Ledger, LedgerReader, pack_seen, seq_of
 from counterfoil.ledger.records import Settled
 from counterfoil.ledger.settings import MIB, LedgerSettings
 from counterfoil.ledger.store import READ_AT_OPENING_BYTES
@@ -25,10 +25,10 @@ SMALL = LedgerSettings(cache_bytes=8 * MIB, write_buffer_bytes=4 * MIB)
 READER = """
 import sys
 from pathlib import Path
-from counterfoil.ledger import Ledger
+from counterfoil.ledger import LedgerReader
 from tests.ledger.test_ledger import LEDGER_ID, SETTINGS
 
-ledger = Ledger.open(Path(sys.argv[1]), SETTINGS, LEDGER_ID, mode="read")
+ledger = LedgerReader.open(Path(sys.argv[1]), SETTINGS, LEDGER_ID)
 print("open", flush=True)
 looks = last = 0
 while last < int(sys.argv[2]):
@@ -52,7 +52,7 @@ print("looked", looks, flush=True)
 
 def test_another_process_sees_whole_batches_while_one_writes(tmp_path: Path) -> None:
     """L7: counters, groups and keys that a reader sees belong to one moment, over new generations and flushes."""
-    ledger = Ledger.open(tmp_path / "ledger", SMALL, LEDGER_ID, mode="write")
+    ledger = Ledger.open(tmp_path / "ledger", SMALL, LEDGER_ID)
     ledger.register_destination("lake")
     reader = subprocess.Popen(
         [sys.executable, "-c", READER, str(tmp_path / "ledger"), str(GROUPS)], stdout=subprocess.PIPE, text=True
@@ -80,12 +80,12 @@ def test_a_reader_works_when_nothing_runs(tmp_path: Path) -> None:
     """What was written can be read after the writer is gone, closed or killed."""
     ledger = opened(tmp_path)
     ledger.record(one_row(1, b"a" * 16))
-    reader = Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
+    reader = LedgerReader.open(tmp_path / "ledger", SETTINGS, LEDGER_ID)
     ledger.close()
     assert reader.last_group() == 1
     reader.close()
     reader.close()
-    reader = Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
+    reader = LedgerReader.open(tmp_path / "ledger", SETTINGS, LEDGER_ID)
     assert reader.last_group() == 1
     reader.close()
 
@@ -106,7 +106,7 @@ def test_the_log_that_a_reader_has_to_read_is_kept_short(tmp_path: Path) -> None
     while log_bytes() >= READ_AT_OPENING_BYTES:
         assert time.monotonic() < deadline, "the log is as long as before"
         time.sleep(0.01)
-    reader = Ledger.open(tmp_path / "ledger", SETTINGS, LEDGER_ID, mode="read")
+    reader = LedgerReader.open(tmp_path / "ledger", SETTINGS, LEDGER_ID)
     assert reader.seen(keys) == seen
     reader.close()
     ledger.close()

@@ -16,7 +16,7 @@ from tests.pipeline.frames import MemoryQueue
 @pytest.fixture
 def ledger(tmp_path: Path) -> Iterator[Ledger]:
     """A ledger that was just made, open for writing."""
-    ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), UUID(int=7), mode="write")
+    ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), UUID(int=7))
     yield ledger
     ledger.close()
 

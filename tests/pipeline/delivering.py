@@ -41,7 +41,7 @@ def one_life(root: Path, frame_count: int, place: TableAddress | None = None) ->
     for frame in range(frame_count):
         repeated = f"{max(frame - 1, 0)}-0"
         queue.append(WRITER, "web", [Row(repeated), *(Row(each) for each in new_ids(frame))])
-    ledger = Ledger.open(root / "ledger", LedgerSettings(), LEDGER, mode="write")
+    ledger = Ledger.open(root / "ledger", LedgerSettings(), LEDGER)
     try:
         settings = DeltaSettings(name="lake", batch_seconds=0, merge_commits=2, keep_hours=0)
         destination = DeltaDestination(

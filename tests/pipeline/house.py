@@ -8,7 +8,7 @@ from pathlib import Path
 
 from counterfoil.destinations.settings import DeltaSettings
 from counterfoil.files import RealFiles
-from counterfoil.ledger import Ledger, SourceCounts
+from counterfoil.ledger import Ledger, LedgerReader, SourceCounts
 from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.pipeline.audit import audit
 from counterfoil.pipeline.deliver import Deliverer
@@ -46,7 +46,7 @@ class House:
 
     def run(self, delivering: Iterable[str] = ("a", "b")) -> None:
         """A life of the pipeline: everything is settled, and delivered to some of the destinations."""
-        ledger = Ledger.open(self.places.ledger, SETTINGS, LEDGER, mode="write")
+        ledger = Ledger.open(self.places.ledger, SETTINGS, LEDGER)
         try:
             for destination in self.destinations:
                 ledger.register_destination(destination.name)
@@ -84,7 +84,7 @@ class House:
 
     def source(self, *, dead: int = 0) -> SourceCounts:
         """The books of the one source, after an audit that balances; so many rows are dead at each destination."""
-        ledger = Ledger.open(self.places.ledger, SETTINGS, LEDGER, mode="read")
+        ledger = LedgerReader.open(self.places.ledger, SETTINGS, LEDGER)
         try:
             found = audit(ledger, self.queue, {each.name: each.held for each in self.destinations if each.keeps_cursor})
             assert found.is_balanced, found

@@ -38,7 +38,7 @@ def one_life(root: Path, dsn: str | None) -> Audit:
     queue = MemoryQueue()
     for frame in range(4):
         queue.append(WRITER, "web", [Row(each) for each in IDS if each.startswith(f"{frame}-")])
-    ledger = Ledger.open(root / "ledger", LedgerSettings(), LEDGER, mode="write")
+    ledger = Ledger.open(root / "ledger", LedgerSettings(), LEDGER)
     try:
         destination = made(root, dsn)
         settings = (DeltaSettings if dsn is None else PostgresSettings)(

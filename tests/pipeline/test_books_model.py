@@ -174,7 +174,7 @@ class Books(RuleBasedStateMachine):
         self.start()
 
     def start(self) -> None:
-        self.ledger = Ledger.open(self.path, SMALL, LEDGER_ID, mode="write")
+        self.ledger = Ledger.open(self.path, SMALL, LEDGER_ID)
         self.settler = self.new_settler()
 
     def new_settler(self) -> Settler:

@@ -18,7 +18,7 @@ from counterfoil.contract.subject import Subject
 from counterfoil.destinations.settings import DeliverySettings
 from counterfoil.errors import DestinationDown, DestinationRefused
 from counterfoil.files import RealFiles
-from counterfoil.ledger import ROWS_A_GROUP_MAX, DestinationCounts, Erasure, ErasureState, Ledger
+from counterfoil.ledger import ROWS_A_GROUP_MAX, DestinationCounts, Erasure, ErasureState, Ledger, LedgerReader
 from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.ledger.store import Store
 from counterfoil.pipeline.audit import DifferenceKind, audit
@@ -85,7 +85,7 @@ class House:
 
     def start(self) -> None:
         """A life of the pipeline begins."""
-        self.ledger = Ledger.open(self.root / "ledger", SMALL, LEDGER, mode="write")
+        self.ledger = Ledger.open(self.root / "ledger", SMALL, LEDGER)
         self.queue = QueueReader(self.root / "queue", RealFiles(), self.root / "quarantine")
         for each in (self.lake, self.hook):
             self.ledger.register_destination(each.name)
@@ -773,7 +773,7 @@ def test_a_writer_that_does_not_close_its_segment(house: House) -> None:
 def test_an_audit_of_a_moment_before_it(house: House) -> None:
     """What was erased after the moment that is audited is missed by nobody; a row that is just gone is."""
     house.receive_and_deliver(PERSON, "a")
-    reader = Ledger.open(house.root / "ledger", SMALL, LEDGER, mode="read")
+    reader = LedgerReader.open(house.root / "ledger", SMALL, LEDGER)
     try:
         house.order()
         house.roll_and_erase()

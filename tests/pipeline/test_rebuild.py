@@ -208,7 +208,7 @@ def test_what_was_found_there_is_not_sent_again_by_number(tmp_path: Path) -> Non
     house.rebuild()
     house.receive("r2")
     house.run()
-    ledger = Ledger.open(house.places.ledger, SETTINGS, LEDGER, mode="write")
+    ledger = Ledger.open(house.places.ledger, SETTINGS, LEDGER)
     try:
         rows = [
             ResentRow(seq_of(group.number, 0), seq_of(group.number, 0), group.position_of(0), "web")

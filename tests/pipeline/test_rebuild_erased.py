@@ -9,7 +9,7 @@ import pytest
 
 from counterfoil.contract.facts import RowFlag, Verdict
 from counterfoil.contract.subject import Subject
-from counterfoil.ledger import Group, Ledger, SourceCounts
+from counterfoil.ledger import Group, LedgerReader, SourceCounts
 from counterfoil.positions import FramePosition
 from tests.destinations.lake import LEDGER
 from tests.destinations.memory import MemoryDestination
@@ -20,7 +20,7 @@ from tests.pipeline.test_rebuild import AskedNothing
 
 def verdicts_of(house: House) -> dict[tuple[FramePosition, int], Verdict]:
     """What the ledger says of each row that was settled."""
-    ledger = Ledger.open(house.places.ledger, SETTINGS, LEDGER, mode="read")
+    ledger = LedgerReader.open(house.places.ledger, SETTINGS, LEDGER)
     try:
         return {
             (frame.position, index): Verdict(group.verdicts[first + index])
@@ -43,7 +43,7 @@ def erase(house: House, distinct_id: str) -> int:
 
 def erased_at(house: House) -> list[int]:
     """How many rows count as erased at each destination."""
-    ledger = Ledger.open(house.places.ledger, SETTINGS, LEDGER, mode="read")
+    ledger = LedgerReader.open(house.places.ledger, SETTINGS, LEDGER)
     try:
         return [counts.erased for counts in ledger.books().destinations]
     finally:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from counterfoil.ledger import Ledger
+from counterfoil.ledger import LedgerReader
 from tests.destinations.lake import LEDGER
 from tests.pipeline.frames import Row
 from tests.pipeline.house import ONE, SETTINGS, House
@@ -19,7 +19,7 @@ def damage(house: House, frame: int) -> None:
 
 
 def dead_at(house: House, name: str) -> list[str]:
-    ledger = Ledger.open(house.places.ledger, SETTINGS, LEDGER, mode="read")
+    ledger = LedgerReader.open(house.places.ledger, SETTINGS, LEDGER)
     try:
         return [letter.reason for letter in ledger.dead_letters(name)]
     finally:

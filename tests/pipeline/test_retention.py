@@ -17,7 +17,7 @@ from counterfoil.contract.facts import RowFlag
 from counterfoil.errors import LedgerUnusable
 from counterfoil.failpoints import VARIABLE
 from counterfoil.files import RealFiles
-from counterfoil.ledger import AgeMark, DeadRow, GroupNumber, Ledger, SourceCounts, seq_of
+from counterfoil.ledger import AgeMark, DeadRow, GroupNumber, Ledger, LedgerReader, SourceCounts, seq_of
 from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.ledger.store import AGAIN, COPIES, DEAD, DELIVERIES, FAMILIES, Batch, Store
 from counterfoil.ledger.store import FACTS as DEFAULT
@@ -263,7 +263,7 @@ def test_a_clock_that_was_a_year_ahead_keeps_nothing_for_a_year(house: House) ->
 
 def test_a_ledger_of_the_first_format_is_read(tmp_path: Path) -> None:
     """Segments that groups of an older ledger name are known as named, and its dead letters and counts are kept."""
-    ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="write")
+    ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID)
     ledger.register_destination("lake")
     house = House(ledger)
     house.settle(Row("a"))
@@ -288,9 +288,9 @@ def test_a_ledger_of_the_first_format_is_read(tmp_path: Path) -> None:
         raw.drop_column_family(family)
     raw.close()
     with pytest.raises(LedgerUnusable, match="format version 1; start the server once"):
-        Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="read")
+        LedgerReader.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID)
     for _ in range(2):
-        ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="write")
+        ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID)
         assert (list(ledger.dead_letters("lake")), ledger.books()) == ([letter], books)
         assert ledger.last_group_of() == named == {(WRITER, SegmentNumber(n)): n for n in (1, 2, 3)}
         ledger.close()
@@ -309,7 +309,7 @@ def put_unerased(store: Store, batch: Batch) -> None:
 
 def test_a_ledger_of_the_third_format_is_read(tmp_path: Path) -> None:
     """It knew of no row that was erased: books, balances and deliveries are read as they were."""
-    ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="write")
+    ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID)
     ledger.register_destination("lake")
     ledger.register_destination("hook")
     house = House(ledger)
@@ -328,7 +328,7 @@ def test_a_ledger_of_the_third_format_is_read(tmp_path: Path) -> None:
     ledger._store.write(batch)
     ledger.close()
     for _ in range(2):
-        ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID, mode="write")
+        ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), LEDGER_ID)
         assert (ledger.books(), ledger.carried(), list(ledger.deliveries("lake"))) == before
         ledger.close()
 
@@ -346,7 +346,7 @@ def queue_of(root: Path, frames: int) -> None:
 
 
 def settled(root: Path, queue: QueueReader) -> Ledger:
-    ledger = Ledger.open(root / "ledger", LedgerSettings(), LEDGER_ID, mode="write")
+    ledger = Ledger.open(root / "ledger", LedgerSettings(), LEDGER_ID)
     ledger.register_destination("lake")
     settler = Settler(queue, ledger, PipelineSettings(group_rows=1), lambda: NOW_MS)
     while settler.step():

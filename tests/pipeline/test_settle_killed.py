@@ -32,7 +32,7 @@ from counterfoil.pipeline.settle import Settler
 from counterfoil.queue.reader import QueueReader
 
 data = Path(sys.argv[1])
-ledger = Ledger.open(data / "ledger", LedgerSettings(), UUID(int=7), mode="write")
+ledger = Ledger.open(data / "ledger", LedgerSettings(), UUID(int=7))
 settler = Settler(QueueReader(data / "queue", RealFiles(), None), ledger, PipelineSettings(group_rows=5), lambda: 1)
 while settler.step():
     print(ledger.last_group(), flush=True)
@@ -53,7 +53,7 @@ def test_killed_at_any_point_it_loses_and_doubles_nothing(tmp_path: Path) -> Non
         child.kill()
         rest = child.communicate()[0].split()
         told = max([told, *map(int, rest)])
-    ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), UUID(int=7), mode="write")
+    ledger = Ledger.open(tmp_path / "ledger", LedgerSettings(), UUID(int=7))
     assert ledger.last_group() >= told
     queue = QueueReader(tmp_path / "queue", RealFiles(), None)
     settler = Settler(queue, ledger, PipelineSettings(), lambda: 1)

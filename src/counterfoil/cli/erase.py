@@ -175,7 +175,7 @@ def _erased_here(settings: Settings, wait_seconds: float) -> bool:
         except StartRefused:
             return False
         task = pipeline_task(settings, data.id, settings.data_dir)
-        ledger = Ledger.open(data.ledger, settings.ledger, data.id, mode="write")
+        ledger = Ledger.open(data.ledger, settings.ledger, data.id)
         try:
             erase_here(task, data.id, ledger, wait_seconds)
         except OSError as problem:

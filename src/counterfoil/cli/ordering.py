@@ -72,7 +72,7 @@ def _own_ledger(settings: Settings) -> Iterator[Callable[[Order], Answer]]:
 
     data = DataDir(settings.data_dir)
     names = [destination.name for destination in settings.destinations]
-    ledger = Ledger.open(data.ledger, settings.ledger, data.id, mode="write")
+    ledger = Ledger.open(data.ledger, settings.ledger, data.id)
     try:
         yield lambda order: carry_out(ledger, order, time.time_ns() // 1_000_000, names)
     finally:

@@ -11,25 +11,25 @@ from uuid import uuid4
 if TYPE_CHECKING:
     from counterfoil.config import Settings
     from counterfoil.destinations.interface import Destination
-    from counterfoil.ledger import Ledger
+    from counterfoil.ledger import LedgerReader
     from counterfoil.queue.reader import QueueReader
 
 
 @contextlib.contextmanager
-def opened(settings: Settings) -> Iterator[tuple[Ledger, QueueReader]]:
+def opened(settings: Settings) -> Iterator[tuple[LedgerReader, QueueReader]]:
     """The ledger at this moment and the queue, both to be read only.
 
     Raises StartRefused when there is no data directory yet, LedgerUnusable when the ledger can't be read.
     """
     from counterfoil.datadir import DataDir
     from counterfoil.files import RealFiles
-    from counterfoil.ledger import Ledger
+    from counterfoil.ledger import LedgerReader
     from counterfoil.queue.reader import QueueReader
     from counterfoil.telemetry.logs import write_events
 
     write_events("counterfoil")
     data = DataDir(settings.data_dir)
-    ledger = Ledger.open(data.ledger, settings.ledger, data.id, mode="read")
+    ledger = LedgerReader.open(data.ledger, settings.ledger, data.id)
     try:
         yield ledger, QueueReader(data.queue, RealFiles(), quarantine=None)
     finally:

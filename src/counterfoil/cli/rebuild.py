@@ -88,7 +88,7 @@ def _rebuild(
     from counterfoil.cli.reading import destinations
     from counterfoil.errors import StartRefused
     from counterfoil.files import RealFiles
-    from counterfoil.ledger import Ledger
+    from counterfoil.ledger import LedgerReader
     from counterfoil.pipeline.rebuild import Places, is_half_in_place, put_in_place, rebuild
     from counterfoil.queue.reader import QueueReader
     from counterfoil.supervisor import recover_queue, stored_ledger_id
@@ -104,7 +104,7 @@ def _rebuild(
         raise StartRefused(f"{data.path}: its id is lost, and nothing tells it: name it with --id")
     if is_half_in_place(places):
         return None, put_in_place(places, ledger_id, files, clock_ms())
-    if not anyway and Ledger.is_whole(data.ledger, settings.ledger, ledger_id):
+    if not anyway and LedgerReader.is_whole(data.ledger, settings.ledger, ledger_id):
         raise StartRefused(f"{data.ledger}: can be read as a whole, and needs no rebuild (--anyway makes one)")
     try:
         is_written = data.id == ledger_id

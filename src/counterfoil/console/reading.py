@@ -20,7 +20,7 @@ from counterfoil.children import ChildState, ChildStatus
 from counterfoil.console.disk import Disk
 from counterfoil.console.status import DestinationStatus, SourceStatus, Status, WriterStatus
 from counterfoil.errors import CounterfoilError, LedgerUnusable
-from counterfoil.ledger import Books, DestinationCounts, GroupNumber, Ledger, SourceCounts
+from counterfoil.ledger import Books, DestinationCounts, GroupNumber, LedgerReader, SourceCounts
 from counterfoil.ledger.settings import LedgerSettings
 from counterfoil.positions import DirectoryId, FramePosition
 from counterfoil.queue import FrameSource
@@ -58,7 +58,7 @@ class LedgerView:
         self._path = path
         self._settings = settings.model_copy(update={"cache_bytes": CACHE_BYTES})
         self._ledger_id = ledger_id
-        self._ledger: Ledger | None = None
+        self._ledger: LedgerReader | None = None
 
     def read(self) -> LedgerFacts:
         """What it holds at this moment; raises LedgerUnusable."""
@@ -66,7 +66,7 @@ class LedgerView:
             raise LedgerUnusable("the data directory's id is lost")
         try:
             if self._ledger is None:
-                self._ledger = Ledger.open(self._path, self._settings, self._ledger_id, mode="read")
+                self._ledger = LedgerReader.open(self._path, self._settings, self._ledger_id)
             self._ledger.catch_up()
             return _facts(self._ledger)
         except Exception as problem:
@@ -83,7 +83,7 @@ class LedgerView:
             self._ledger = None
 
 
-def _facts(ledger: Ledger) -> LedgerFacts:
+def _facts(ledger: LedgerReader) -> LedgerFacts:
     books = ledger.books()
     pending = {
         each.destination: ledger.oldest_pending_ms(each.destination) for each in books.destinations if each.pending

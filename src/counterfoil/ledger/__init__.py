@@ -17,16 +17,17 @@ Promises, each with its test:
 
     L9. A row that is erased leaves what it was in one step, and nothing that is asked later comes to it again.
 
-`ledger.py` is the ledger, `format.py` the keys of its facts and how an older format is read, `destinations.py` the
-destinations' side of it, `records.py` its facts and their bytes, `resent.py` those of rows that are sent again,
-`erasures.py` whose rows were erased, `generations.py` how the seen index forgets, `kept.py` which groups are kept,
-`carried.py` what stays of those that are gone, `store.py` RocksDB.
+`ledger.py` is the ledger as its one writer has it, `reader.py` as it is read, `format.py` the keys of its facts and how
+an older format is read, `destinations.py` the destinations' side of it, `records.py` its facts and their bytes,
+`resent.py` those of rows that are sent again, `erasures.py` whose rows were erased, `generations.py` how the seen index
+forgets, `kept.py` which groups are kept, `carried.py` what stays of those that are gone, `store.py` RocksDB.
 """
 
 from counterfoil.ledger.carried import Carried, CarriedDestination
 from counterfoil.ledger.erasures import ErasedThere, Erasure, ErasureState, MarkedRows, SubjectRow
 from counterfoil.ledger.kept import AgeMark
-from counterfoil.ledger.ledger import Ledger, Mode
+from counterfoil.ledger.ledger import Ledger
+from counterfoil.ledger.reader import LedgerReader
 from counterfoil.ledger.records import (
     CONTENT_UNKNOWN,
     ROWS_A_GROUP_MAX,
@@ -76,8 +77,8 @@ __all__ = [
     "GroupFrame",
     "GroupNumber",
     "Ledger",
+    "LedgerReader",
     "MarkedRows",
-    "Mode",
     "Places",
     "Resending",
     "ResentGroup",

@@ -144,12 +144,16 @@ def put_segments(batch: Batch, named: Mapping[Segment, GroupNumber]) -> None:
         batch.put(FACTS, SEGMENT + _SEGMENT_KEY.pack(directory, number), _U64.pack(group))
 
 
+RoutedKey = tuple[str, tuple[str, ...] | None]
+"""Source, and the names of a set of destinations; None is all of them."""
+
+
 def pack_routed_key(source: str, names: tuple[str, ...] | None) -> bytes:
     """SOURCE/SET: the set's names joined by commas, empty for none, * for every destination."""
     return source.encode() + b"/" + (b"*" if names is None else ",".join(names).encode())
 
 
-def unpack_routed_key(packed: bytes) -> tuple[str, tuple[str, ...] | None]:
+def unpack_routed_key(packed: bytes) -> RoutedKey:
     """Source and set."""
     source, _, joined = packed.decode().partition("/")
     if joined == "*":

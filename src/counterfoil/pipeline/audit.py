@@ -34,7 +34,7 @@ from counterfoil.ledger import (
     DestinationCounts,
     Group,
     GroupFrame,
-    Ledger,
+    LedgerReader,
     Places,
     ResentGroup,
     SourceCounts,
@@ -175,7 +175,7 @@ class Audit(msgspec.Struct, frozen=True):
 
 
 def audit(
-    ledger: Ledger,
+    ledger: LedgerReader,
     source: FrameSource,
     held: Mapping[str, Held] | None = None,
     last_gone: Callable[[], int] | None = None,
@@ -251,7 +251,7 @@ class _Differences:
             self.first.append(Difference(kind, group, position, destination))
 
 
-def _all_groups(ledger: Ledger, found: _Differences) -> Iterator[AnyGroup]:
+def _all_groups(ledger: LedgerReader, found: _Differences) -> Iterator[AnyGroup]:
     last = ledger.last_group()
     expected: int = ledger.carried().last_group
     while groups := ledger.groups(expected, _GROUPS_AT_ONCE):
@@ -401,7 +401,7 @@ class _Tally:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: LedgerReader,
         counts: DestinationCounts,
         held: Held | None,
         found: _Differences,

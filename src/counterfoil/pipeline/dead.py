@@ -12,7 +12,7 @@ from counterfoil.ledger import (
     Cause,
     DeadLetter,
     Group,
-    Ledger,
+    LedgerReader,
     ResentRow,
     RowCopy,
     group_of,
@@ -58,7 +58,7 @@ class FoundDead(msgspec.Struct, frozen=True):
         return self.row is not None and not self.letter.is_dropped
 
 
-def find_dead(ledger: Ledger, source: FrameSource, wanted: DeadFilter) -> Iterator[FoundDead]:
+def find_dead(ledger: LedgerReader, source: FrameSource, wanted: DeadFilter) -> Iterator[FoundDead]:
     """The dead letters of all destinations that a filter takes, by destination and seq."""
     for name in ledger.destinations():
         if wanted.destination in (None, name):
@@ -70,7 +70,7 @@ def find_dead(ledger: Ledger, source: FrameSource, wanted: DeadFilter) -> Iterat
                     yield found
 
 
-def found_dead(ledger: Ledger, source: FrameSource, letter: DeadLetter) -> FoundDead:
+def found_dead(ledger: LedgerReader, source: FrameSource, letter: DeadLetter) -> FoundDead:
     """What is known of the row of a dead letter."""
     copy = ledger.copy_of(letter.destination, letter.first_seq)
     if copy is not None:

@@ -44,6 +44,7 @@ from counterfoil.ledger import (
     Group,
     GroupNumber,
     Ledger,
+    LedgerReader,
     MarkedRows,
     ResentGroup,
     RowCopy,
@@ -315,7 +316,7 @@ class Eraser:
 class _Search:
     """The rows of a subject in groups that are kept, and what the ledger keeps of others."""
 
-    def __init__(self, ledger: Ledger, queue: FrameSource, subject: Subject) -> None:
+    def __init__(self, ledger: LedgerReader, queue: FrameSource, subject: Subject) -> None:
         self._ledger = ledger
         self._queue = queue
         self._subject = subject

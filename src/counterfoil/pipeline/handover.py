@@ -24,7 +24,7 @@ from counterfoil.ledger import (
     DamageRecord,
     DeadRow,
     Group,
-    Ledger,
+    LedgerReader,
     ResentGroup,
     ResentRow,
     RowCopy,
@@ -56,7 +56,7 @@ class Handed(msgspec.Struct, frozen=True):
 class Handover:
     """The rows of groups that are meant for one destination."""
 
-    def __init__(self, name: str, ledger: Ledger, source: FrameSource) -> None:
+    def __init__(self, name: str, ledger: LedgerReader, source: FrameSource) -> None:
         self._name = name
         self._ledger = ledger
         self._source = source
@@ -182,7 +182,7 @@ class Handover:
             yield from group.positions_of(places)
 
 
-def _marked(ledger: Ledger, group: Group) -> NDArray[np.bool_] | None:
+def _marked(ledger: LedgerReader, group: Group) -> NDArray[np.bool_] | None:
     """Shape (n,): whether each row of a group was erased; None where none was."""
     places = ledger.erased_places(group.number)
     if not places:

@@ -162,7 +162,7 @@ def main() -> None:
     try:
         if task.ledger_id is None:
             raise LedgerUnusable(ID_LOST)
-        ledger = Ledger.open(task.data_dir / "ledger", task.ledger, task.ledger_id, mode="write")
+        ledger = Ledger.open(task.data_dir / "ledger", task.ledger, task.ledger_id)
         names = [each.name for each in task.destinations]
         metrics = PipelineMetrics(start_metrics(task.metrics_dir, "pipeline"), names)
         running.append(make_pipeline(task, task.ledger_id, ledger, metrics, line))

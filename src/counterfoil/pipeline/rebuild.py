@@ -37,6 +37,7 @@ from counterfoil.ledger import (
     Group,
     GroupNumber,
     Ledger,
+    LedgerReader,
     ResentRow,
     Seq,
     SourceCounts,
@@ -203,7 +204,7 @@ def _ask(held: HeldKeys, destinations: Mapping[str, Destination]) -> dict[str, _
 def _first_group(old: Path, settings: LedgerSettings, asked: Mapping[str, _Asked]) -> int:
     """The first number of the new groups: after all that anybody may know."""
     known = [max(each.cursor, group_of(Seq(each.last_seq))) for each in asked.values()]
-    last = max([*known, Ledger.stored_last_group(old, settings) or 0])
+    last = max([*known, LedgerReader.stored_last_group(old, settings) or 0])
     return (last // EPOCH_GROUPS + 1) * EPOCH_GROUPS + 1
 
 
@@ -372,7 +373,7 @@ def _claim_all(ledger: Ledger, name: str, source: FrameSource, last: GroupNumber
         ledger.note_rebuilt(name, last)
 
 
-def _erased_rows(ledger: Ledger, name: str, source: FrameSource, number: int) -> int:
+def _erased_rows(ledger: LedgerReader, name: str, source: FrameSource, number: int) -> int:
     """How many rows of a group that are meant for a destination were erased."""
     group = ledger.group(number) if ledger.erased_places(number) else None
     if not isinstance(group, Group):
@@ -386,7 +387,7 @@ def _erased_rows(ledger: Ledger, name: str, source: FrameSource, number: int) ->
 class _Compared:
     """The groups of a new ledger beside what a destination holds."""
 
-    def __init__(self, ledger: Ledger, held: HeldKeys, number: int, name: str, source: FrameSource) -> None:
+    def __init__(self, ledger: LedgerReader, held: HeldKeys, number: int, name: str, source: FrameSource) -> None:
         self._ledger = ledger
         self._held = held
         self._number = number

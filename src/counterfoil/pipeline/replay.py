@@ -25,7 +25,7 @@ from counterfoil.ledger import (
     DestinationCounts,
     Group,
     GroupFrame,
-    Ledger,
+    LedgerReader,
     ResentGroup,
     ResentRow,
     Seq,
@@ -69,7 +69,7 @@ class Replay:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: LedgerReader,
         source: FrameSource,
         counts: DestinationCounts,
         held: Held | None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from counterfoil.destinations.interface import Destination
-from counterfoil.ledger import ROWS_A_GROUP_MAX, Ledger, seq_of
+from counterfoil.ledger import ROWS_A_GROUP_MAX, LedgerReader, seq_of
 from counterfoil.pipeline.handover import Handover
 
 GROUPS_A_QUESTION = 64
@@ -17,7 +17,7 @@ GROUPS_A_QUESTION = 64
 
 def strange_group(
     destination: Destination,
-    ledger: Ledger,
+    ledger: LedgerReader,
     handover: Handover,
     *,
     first_group: int,

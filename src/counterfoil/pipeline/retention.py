@@ -20,7 +20,7 @@ import msgspec
 import structlog
 
 from counterfoil.failpoints import reach
-from counterfoil.ledger import AgeMark, Ledger
+from counterfoil.ledger import AgeMark, Ledger, LedgerReader
 from counterfoil.pipeline.settle import TEND_SECONDS
 from counterfoil.positions import DirectoryId, FramePosition, SegmentNumber
 from counterfoil.queue import SegmentShelf
@@ -200,7 +200,7 @@ class Retention:
         return removed
 
 
-def tell_unset(ledger: Ledger, names: Iterable[str]) -> None:
+def tell_unset(ledger: LedgerReader, names: Iterable[str]) -> None:
     """Log which destinations hold nothing because they are not set, and which came back after rows of theirs went."""
     is_set = set(names)
     for counts in ledger.books().destinations:

@@ -20,7 +20,7 @@ from counterfoil.ledger import (
     DestinationCounts,
     FoundRow,
     Group,
-    Ledger,
+    LedgerReader,
     Resending,
     Seq,
     group_of,
@@ -99,7 +99,7 @@ class Trace(msgspec.Struct, frozen=True):
     """False when more waits for settle than was searched."""
 
 
-def trace(ledger: Ledger, source: FrameSource, names: Iterable[str], distinct_id: str) -> Trace:
+def trace(ledger: LedgerReader, source: FrameSource, names: Iterable[str], distinct_id: str) -> Trace:
     """What became of the rows of a distinctId at these sources; no rows when none is known."""
     hashes = {key_hash(key_prefix(name), distinct_id): name for name in names}
     destinations = ledger.books().destinations
@@ -115,7 +115,7 @@ def trace(ledger: Ledger, source: FrameSource, names: Iterable[str], distinct_id
 
 
 def _settled(
-    ledger: Ledger, frame: Frame | None, destinations: tuple[DestinationCounts, ...], name: str, row: FoundRow
+    ledger: LedgerReader, frame: Frame | None, destinations: tuple[DestinationCounts, ...], name: str, row: FoundRow
 ) -> TracedRow:
     deliveries: tuple[TracedDelivery, ...] = ()
     if row.verdict is Verdict.NEW:
@@ -148,7 +148,12 @@ def _fetched(source: FrameSource, position: RowPosition | None) -> Frame | None:
 
 
 def _traced(
-    ledger: Ledger, source: str, group: AnyGroup | None, frame: Frame | None, counts: DestinationCounts, row: FoundRow
+    ledger: LedgerReader,
+    source: str,
+    group: AnyGroup | None,
+    frame: Frame | None,
+    counts: DestinationCounts,
+    row: FoundRow,
 ) -> TracedDelivery:
     resendings = tuple(ledger.resendings(counts.destination, row.seq))
     if resendings:
@@ -160,7 +165,7 @@ def _traced(
     return _gone_delivery(ledger, source, counts, row)
 
 
-def _gone_delivery(ledger: Ledger, source: str, counts: DestinationCounts, row: FoundRow) -> TracedDelivery:
+def _gone_delivery(ledger: LedgerReader, source: str, counts: DestinationCounts, row: FoundRow) -> TracedDelivery:
     """Of a row whose group is gone: retention waits for every destination that is in the configuration."""
     name, number = counts.destination, group_of(row.seq)
     carried = ledger.carried()
@@ -184,7 +189,7 @@ def _gone_delivery(ledger: Ledger, source: str, counts: DestinationCounts, row: 
 
 
 def _delivery(
-    ledger: Ledger, group: Group, frame: Frame | None, counts: DestinationCounts, row: FoundRow
+    ledger: LedgerReader, group: Group, frame: Frame | None, counts: DestinationCounts, row: FoundRow
 ) -> TracedDelivery:
     name = counts.destination
     if group.number <= counts.start_group:
@@ -194,7 +199,7 @@ def _delivery(
     return _stand(ledger, counts, row.seq)
 
 
-def _stand(ledger: Ledger, counts: DestinationCounts, seq: Seq) -> TracedDelivery:
+def _stand(ledger: LedgerReader, counts: DestinationCounts, seq: Seq) -> TracedDelivery:
     """How a row that is meant for a destination stands there, by its last seq."""
     name, number = counts.destination, group_of(seq)
     carried = ledger.carried()
@@ -235,7 +240,7 @@ def _is_meant(group: Group, frame: Frame | None, name: str, row: FoundRow) -> bo
 class _Search:
     """The frames between the place where settle goes on and the durable end."""
 
-    def __init__(self, ledger: Ledger, source: FrameSource) -> None:
+    def __init__(self, ledger: LedgerReader, source: FrameSource) -> None:
         self._ledger = ledger
         self._source = source
         self.is_whole = True

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from counterfoil.contract.facts import EVERY_DESTINATION, RowFlag, Verdict
-from counterfoil.ledger import Group, GroupFrame, Ledger
+from counterfoil.ledger import Group, GroupFrame, LedgerReader
 from counterfoil.pipeline.handover import FrameCache
 from counterfoil.pipeline.replay import ReplayFilter
 from counterfoil.queue import FrameSource
@@ -39,7 +39,7 @@ class Unblocking:
     """A search; `drafts` carries it out, and the counts are whole when it is at its end."""
 
     def __init__(
-        self, ledger: Ledger, source: FrameSource, destination: str, routing: Routing, wanted: ReplayFilter
+        self, ledger: LedgerReader, source: FrameSource, destination: str, routing: Routing, wanted: ReplayFilter
     ) -> None:
         """Rows are wanted that may go to `destination` today; they go wherever else they may, too."""
         self._ledger = ledger
