@@ -24,7 +24,15 @@ from counterfoil.backfill.journal import (
     read_journal,
 )
 from counterfoil.backfill.mapping import Mapping
-from counterfoil.backfill.reading import STANDARD_INPUT, Format, Input, Records, find_inputs, read_records
+from counterfoil.backfill.reading import (
+    STANDARD_INPUT,
+    Format,
+    Input,
+    Records,
+    compression_of,
+    find_inputs,
+    read_records,
+)
 from counterfoil.backfill.rejected import RejectedFile, Rejection, rejected_paths
 from counterfoil.backfill.rows import RowMaker, is_self_describing, row_maker
 from counterfoil.backfill.sending import BatchSender, Window, fetch_limits
@@ -150,9 +158,7 @@ def job_status(job: Path) -> Status:
 
 def _remaining(facts: JobFacts, confirmed: int, confirmed_bytes: int) -> int | None:
     """By the mean length of a record; only lines of JSON that are not compressed are as long as their file."""
-    plain = all(
-        one.format == "ndjson" and one.size_bytes and not one.path.endswith((".gz", ".zst")) for one in facts.inputs
-    )
+    plain = all(one.format == "ndjson" and one.size_bytes and compression_of(one.path) is None for one in facts.inputs)
     if not plain or not confirmed_bytes:
         return None
     left = sum(one.size_bytes for one in facts.inputs) - confirmed_bytes - confirmed

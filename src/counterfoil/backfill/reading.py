@@ -116,6 +116,11 @@ def find_inputs(paths: list[str], format_name: Format | None = None) -> list[Inp
     return [_input(path, format_name) for path in found]
 
 
+def compression_of(path: str) -> str | None:
+    """How a file is compressed, by its name; None where it is not."""
+    return _COMPRESSIONS.get(Path(path).suffix)
+
+
 def read_records(source: Input) -> Iterator[Records]:
     """The records of a file in order, in runs. Raises BackfillError when it can't be read as what it is."""
     try:
@@ -160,13 +165,14 @@ def _expanded_address(path: str) -> list[str]:
     return matches
 
 
+def _without_compression(path: str) -> str:
+    return path if compression_of(path) is None else path.removesuffix(Path(path).suffix)
+
+
 def _input(path: str, format_name: Format | None) -> Input:
     if path == STANDARD_INPUT:
         return Input(path, format_name or "ndjson", 0, 0)
-    suffixes = Path(path).suffixes
-    if suffixes and suffixes[-1] in _COMPRESSIONS:
-        suffixes.pop()
-    chosen = format_name or (_SUFFIXES.get(suffixes[-1]) if suffixes else None)
+    chosen = format_name or _SUFFIXES.get(Path(_without_compression(path)).suffix)
     if chosen is None:
         raise BackfillError(f"{path}: the name tells no format; say --format, one of {', '.join(_READERS)}")
     system, inner = _file_system(path)
@@ -194,8 +200,8 @@ def _stream(source: Input) -> BinaryIO:
     if not source.is_seekable:
         return _inflated_input()
     system, inner = _file_system(source.path)
-    compression = _COMPRESSIONS.get(Path(source.path).suffix)
-    return cast("BinaryIO", system.open_input_stream(inner, compression=compression, buffer_size=CHUNK_BYTES))
+    stream = system.open_input_stream(inner, compression=compression_of(source.path), buffer_size=CHUNK_BYTES)
+    return cast("BinaryIO", stream)
 
 
 def _inflated_input() -> BinaryIO:
@@ -215,7 +221,7 @@ def _python_file(stream: BinaryIO) -> pa.PythonFile:
 @contextmanager
 def _from_any_place(source: Input, stream: BinaryIO) -> Iterator[pa.NativeFile]:
     """A file that can be read from any place; `stream` has its bytes from the beginning on."""
-    if source.is_seekable and Path(source.path).suffix not in _COMPRESSIONS:
+    if source.is_seekable and compression_of(source.path) is None:
         system, inner = _file_system(source.path)
         with system.open_input_file(inner) as file:
             yield file
@@ -239,8 +245,7 @@ def _read_ndjson(source: Input) -> Iterator[Records]:
 
 
 def _may_be_array(source: Input) -> bool:
-    plain = source.path.removesuffix(".gz").removesuffix(".zst")
-    return not source.is_seekable or Path(plain).suffix == ".json"
+    return not source.is_seekable or Path(_without_compression(source.path)).suffix == ".json"
 
 
 def _lines(chunk: bytes, stream: BinaryIO, path: str) -> Iterator[Records]:

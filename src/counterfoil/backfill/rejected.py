@@ -79,7 +79,7 @@ class RejectedFile:
         with self.path.open("rb") as file:
             file.seek(max(0, kept_bytes - 1))
             if kept_bytes and file.read(1) != b"\n":
-                raise BackfillError(f"{self.path}: changed since the job wrote it; move it away, then go on")
+                raise self._changed()
         with writing(self.path):
             self._files.truncate(self.path, kept_bytes)
 
@@ -91,18 +91,21 @@ class RejectedFile:
         except BlockingIOError:
             raise BackfillError(f"{self.path}: another job writes there; wait for it, then go on") from None
         if os.fstat(self._descriptor).st_size != self.size_bytes:
-            raise BackfillError(f"{self.path}: changed since the job wrote it; move it away, then go on")
+            raise self._changed()
         self._files.sync_dir(self.path.parent)
+
+    def _changed(self) -> BackfillError:
+        return BackfillError(f"{self.path}: changed since the job wrote it; move it away, then go on")
 
 
 def rejected_paths(inputs: Sequence[Input], job: Path) -> list[Path]:
     """The rejected file of each input: beside it; for one that lies on no disk here, beside the journal."""
     paths: list[Path] = []
     for source in inputs:
-        path = _rejected_path(source, job)
+        first = path = _rejected_path(source, job)
         number = 2
         while path in paths:
-            path = path.with_name(f"{number}-{_rejected_path(source, job).name}")
+            path = first.with_name(f"{number}-{first.name}")
             number += 1
         paths.append(path)
     return paths

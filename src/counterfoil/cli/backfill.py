@@ -267,8 +267,8 @@ def _plain_lines() -> Callable[[Tally], None]:
 
 def _total_bytes(files: list[str], file_format: Format | None) -> int | None:
     """The bytes of all files where they are as long as their records: then the bar has an end."""
-    from counterfoil.backfill.reading import find_inputs
+    from counterfoil.backfill.reading import compression_of, find_inputs
 
     inputs = find_inputs(files, file_format)
-    plain = all(one.format == "ndjson" and one.is_seekable and not one.path.endswith((".gz", ".zst")) for one in inputs)
+    plain = all(one.format == "ndjson" and one.is_seekable and compression_of(one.path) is None for one in inputs)
     return sum(one.size_bytes for one in inputs) if plain else None
