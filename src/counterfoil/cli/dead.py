@@ -15,6 +15,7 @@ from counterfoil.cli.printing import iso_utc, print_json, print_line, print_tabl
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from counterfoil.config import Settings
     from counterfoil.pipeline.dead import DeadFilter, FoundDead
 
 DestinationOption = Annotated[
@@ -59,9 +60,12 @@ def list_dead(
     """
     from collections import Counter
 
+    from counterfoil.config import load_settings
+
+    settings = load_settings(config)
     counts: Counter[tuple[str, str, bool]] = Counter()
     letters: list[dict[str, Any]] = []
-    for found in _found(config, _filter(config, destination, reason, source, from_time, to_time)):
+    for found in _found(settings, _filter(settings, destination, reason, source, from_time, to_time)):
         counts[found.letter.destination, found.letter.reason, found.is_retryable] += 1
         if len(letters) < limit:
             letters.append(letter_facts(found))
@@ -149,15 +153,15 @@ def retry(
     from counterfoil.config import load_settings
     from counterfoil.pipeline.dead import plan_retry
 
-    wanted = _filter(config, destination, reason, source, from_time, to_time)
     settings = load_settings(config)
+    wanted = _filter(settings, destination, reason, source, from_time, to_time)
     configured = {one.name for one in settings.destinations}
     if destination is not None and destination not in configured:
         from counterfoil.errors import SettingsInvalid
 
         raise SettingsInvalid(f"{destination}: no destination of the configuration has this name")
     # Of one that is not configured nobody would take them.
-    found = (each for each in _found(config, wanted) if each.letter.destination in configured)
+    found = (each for each in _found(settings, wanted) if each.letter.destination in configured)
     orders = plan_retry(found)
     row_count = sum(len(order.rows) for order in orders) if dry_run else give(settings, orders)
     _tell("retried", row_count, dry_run=dry_run, as_json=as_json)
@@ -186,12 +190,14 @@ def export(
     """
     import os
 
+    from counterfoil.config import load_settings
     from counterfoil.errors import StartRefused
     from counterfoil.pipeline.dead import sent_row
 
+    settings = load_settings(config)
     rows = (
         sent_row(found.row) + b"\n"
-        for found in _found(config, _filter(config, destination, reason, source, from_time, to_time))
+        for found in _found(settings, _filter(settings, destination, reason, source, from_time, to_time))
         if found.row is not None and found.is_retryable
     )
     if file == "-":
@@ -238,8 +244,8 @@ def drop(
 
     if not any((destination, reason, source, from_time, to_time)):
         raise typer.BadParameter("say which: by --destination, --reason, --source, --from or --to")
-    orders = plan_drop(_found(config, _filter(config, destination, reason, source, from_time, to_time)))
     settings = load_settings(config)
+    orders = plan_drop(_found(settings, _filter(settings, destination, reason, source, from_time, to_time)))
     row_count = sum(len(order.seqs) for order in orders) if dry_run else give(settings, orders)
     _tell("dropped", row_count, dry_run=dry_run, as_json=as_json)
 
@@ -263,7 +269,7 @@ def letter_facts(found: FoundDead) -> dict[str, Any]:
 
 
 def _filter(
-    config: Path | None,
+    settings: Settings,
     destination: str | None,
     reason: str | None,
     source: str | None,
@@ -271,19 +277,17 @@ def _filter(
     to_time: str | None,
 ) -> DeadFilter:
     from counterfoil.cli.reading import refuse_unknown
-    from counterfoil.config import load_settings
     from counterfoil.pipeline.dead import DeadFilter
 
-    refuse_unknown(load_settings(config), destination=destination, source=source)
+    refuse_unknown(settings, destination=destination, source=source)
     return DeadFilter(destination, reason, source, time_ms(from_time), time_ms(to_time))
 
 
-def _found(config: Path | None, wanted: DeadFilter) -> Iterator[FoundDead]:
+def _found(settings: Settings, wanted: DeadFilter) -> Iterator[FoundDead]:
     from counterfoil.cli.reading import opened
-    from counterfoil.config import load_settings
     from counterfoil.pipeline.dead import find_dead
 
-    with opened(load_settings(config)) as (ledger, queue):
+    with opened(settings) as (ledger, queue):
         yield from find_dead(ledger, queue, wanted)
 
 
