@@ -92,11 +92,16 @@ class DataDir:
         return found
 
     @contextlib.contextmanager
-    def refusing(self) -> Iterator[None]:
-        """Have what the system does not let do here be StartRefused, in one line that names the file."""
+    def refusing(self, is_meant: Callable[[OSError], bool] = lambda _: True) -> Iterator[None]:
+        """Have what the system does not let do here be StartRefused, in one line that names the file.
+
+        Errors that are not meant stay what they are.
+        """
         try:
             yield
         except OSError as error:
+            if not is_meant(error):
+                raise
             raise StartRefused(told_in_a_line(error, self.path)) from None
 
     def put_id(self, ledger_id: UUID) -> None:

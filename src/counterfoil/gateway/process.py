@@ -7,8 +7,9 @@ from pathlib import Path
 
 import structlog
 
+from counterfoil.datadir import DataDir
 from counterfoil.errors import SettingsInvalid, StartRefused
-from counterfoil.files import RealFiles, is_standing, told_in_a_line
+from counterfoil.files import RealFiles, is_standing
 from counterfoil.gateway.application import Application
 from counterfoil.gateway.rates import SharedRates
 from counterfoil.gateway.task import GatewayTask
@@ -33,14 +34,10 @@ def main() -> None:
     configure_logs(task.name)
     tune_process()
     try:
-        asyncio.run(work(task, line))
+        with DataDir(task.data_dir).refusing(is_standing):
+            asyncio.run(work(task, line))
     except (StartRefused, SettingsInvalid) as refused:
         line.refuse(str(refused))
-        end_process(1)
-    except OSError as problem:
-        if not is_standing(problem):
-            raise
-        line.refuse(told_in_a_line(problem, task.data_dir))
         end_process(1)
     end_process()
 

@@ -13,15 +13,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn, Protocol
+from typing import Protocol
 from uuid import UUID
 
 import structlog
 
+from counterfoil.datadir import DataDir
 from counterfoil.destinations.build import build_destination
 from counterfoil.destinations.settings import DeltaSettings, DestinationSettings
 from counterfoil.errors import LedgerInUse, LedgerUnusable, LedgerWriteFailed, StartRefused
-from counterfoil.files import RealFiles, is_standing, told_in_a_line
+from counterfoil.files import RealFiles, is_standing
 from counterfoil.ledger import Ledger
 from counterfoil.lifeline import Lifeline
 from counterfoil.pipeline.control import ControlServer
@@ -160,39 +161,29 @@ def main() -> None:
 
     line.watch(end)
     try:
-        if task.ledger_id is None:
-            raise LedgerUnusable(ID_LOST)
-        ledger = Ledger.open(task.data_dir / "ledger", task.ledger, task.ledger_id)
-        names = [each.name for each in task.destinations]
-        metrics = PipelineMetrics(start_metrics(task.metrics_dir, "pipeline"), names)
-        running.append(make_pipeline(task, task.ledger_id, ledger, metrics, line))
-        if stop.is_set():
-            return
-        line.ready()
-        if not running[0].run():
-            # A destination is still in its step, and holds the ledger: what it can't finish, the next life does.
-            log.warning("pipeline.left_behind")
-            os._exit(0)
-        ledger.close()
+        with DataDir(task.data_dir).refusing(is_standing):
+            if task.ledger_id is None:
+                raise LedgerUnusable(ID_LOST)
+            ledger = Ledger.open(task.data_dir / "ledger", task.ledger, task.ledger_id)
+            names = [each.name for each in task.destinations]
+            metrics = PipelineMetrics(start_metrics(task.metrics_dir, "pipeline"), names)
+            running.append(make_pipeline(task, task.ledger_id, ledger, metrics, line))
+            if stop.is_set():
+                return
+            line.ready()
+            if not running[0].run():
+                # A destination is still in its step, and holds the ledger: what it can't finish, the next life does.
+                log.warning("pipeline.left_behind")
+                os._exit(0)
+            ledger.close()
     except LedgerInUse:
         raise
     except (LedgerUnusable, StartRefused) as problem:
-        hold(line, str(problem), stop)
-    except OSError as problem:
-        if not is_standing(problem):
-            raise
-        hold(line, told_in_a_line(problem, task.data_dir), stop)
-
-
-def hold(line: Lifeline, reason: str, stop: threading.Event) -> NoReturn:
-    """Do nothing until somebody has acted, as `reason` says, or for HELD_SECONDS; then end.
-
-    Rows are safe in the queue, and trying again can't help: what to do is said once, not with each of many lives.
-    """
-    log.error("pipeline.held", reason=reason)
-    line.hold(reason)
-    stop.wait(HELD_SECONDS)
-    os._exit(0 if stop.is_set() else EXIT_HELD)
+        # Rows are safe in the queue, and trying again can't help: what to do is said once, not with each of many lives.
+        log.error("pipeline.held", reason=str(problem))
+        line.hold(str(problem))
+        stop.wait(HELD_SECONDS)
+        os._exit(0 if stop.is_set() else EXIT_HELD)
 
 
 def make_pipeline(
