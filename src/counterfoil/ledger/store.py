@@ -386,10 +386,8 @@ class Store:
         try:
             name = (self._path / "CURRENT").read_text("ascii").strip()
             return name, (self._path / name).stat().st_size
-        except FileNotFoundError:
-            raise
         except OSError as error:
-            raise LedgerUnusable(told_in_a_line(error, self._path)) from None
+            raise self._unusable(error) from None
         except ValueError:
             raise LedgerDamaged(f"{self._path / 'CURRENT'}: names no manifest") from None
 

@@ -50,12 +50,11 @@ class FoundRows(msgspec.Struct, frozen=True):
     counts: ErasedRows
 
 
-def find_rows(segment: SegmentFile, limit: int, subject: Subject, read: Read | None = None) -> FoundRows:
+def find_rows(segment: SegmentFile, limit: int, subject: Subject, read: Read) -> FoundRows:
     """Look through every frame of a segment up to `limit`.
 
-    Raises OSError; for a block that can't be read too, unless `read` (`SegmentFile.read_strictly`) reads around it.
+    Raises OSError; for a block that can't be read too, unless `read` reads around it.
     """
-    read = read or segment.read_strictly
     offsets = array("Q")
     rows = damaged = 0
     at = SEGMENT_HEADER_BYTES
@@ -97,7 +96,7 @@ def write_without(
     subject: Subject,
     verdict_of: VerdictOf,
     files: Files,
-    read: Read | None = None,
+    read: Read,
 ) -> Path:
     """Write a segment anew, up to `limit`, without a subject's rows in the frames at `offsets`; where it lies, flushed.
 
@@ -113,7 +112,7 @@ def write_without(
     descriptor = files.create(target)
     try:
         waiting = bytearray()
-        for part in _parts_without(segment, limit, offsets, subject, verdict_of, read or segment.read_strictly):
+        for part in _parts_without(segment, limit, offsets, subject, verdict_of, read):
             waiting += part
             if len(waiting) >= COPY_BYTES:
                 files.append(descriptor, bytes(waiting))

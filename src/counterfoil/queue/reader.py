@@ -135,7 +135,8 @@ class QueueReader:
             segment = chain.open(number)
         except FileNotFoundError:
             return ErasedRows()
-        return find_rows(segment, segment.size() if link.limit is None else link.limit, subject).counts
+        limit = segment.size() if link.limit is None else link.limit
+        return find_rows(segment, limit, subject, segment.read_strictly).counts
 
     def erase(
         self,
