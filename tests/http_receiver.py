@@ -58,7 +58,12 @@ class Receiver:
                 self.do_POST()
 
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length", 0)))
+                body_bytes = int(self.headers.get("content-length", 0))
+                body = self.rfile.read(body_bytes)
+                if len(body) < body_bytes:
+                    # Who sent it was killed meanwhile: a request that did not arrive is nothing that was received.
+                    self.close_connection = True
+                    return
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 reply = receiver._take(Received(self.command, self.path, headers, body))
                 if reply.cut:

@@ -30,7 +30,12 @@ def main(port: int, path: Path) -> None:
             self._reply(200)
 
         def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
+            body_bytes = int(self.headers["content-length"])
+            body = self.rfile.read(body_bytes)
+            if len(body) < body_bytes:
+                # Who sent it was killed meanwhile: a request that did not arrive is nothing that was taken.
+                self.close_connection = True
+                return
             trouble = chance.choice(("cut", "503", "429")) if chance.random() < TROUBLE else ""
             if trouble in ("503", "429"):
                 self._reply(int(trouble))
